@@ -1,0 +1,1 @@
+"""Machines and time. The only package that imports ray. Start with `python -m cluster`."""

@@ -1,0 +1,178 @@
+"""The plain classes of the inner packages as Ray actors, and the wires between them.
+
+Constructors do nothing heavy: an actor exists at once and fails, if it must, in `start`, where the
+error comes back as it was raised. Heavy imports happen there as well.
+"""
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
+
+from learner.config import LearnerConfig, ModelConfig
+from rewards import Attempt, RewardConfig, Score
+from rollout import Completion, Prompt
+from rollout.config import SamplerConfig, SamplingConfig
+from rollout.transfer import Endpoint
+
+
+@ray.remote
+class SamplerActor:
+    """One vLLM engine. Async: all calls are under way at the same time."""
+
+    async def start(self, model: str, config: SamplerConfig, args: dict, max_len: int) -> None:
+        from rollout.sampler import Sampler
+
+        self._sampler = await asyncio.to_thread(Sampler, model, config, args, max_len)
+        self._acknowledged = (-1, "")
+
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingConfig, seeds: list[int]
+    ) -> tuple[Completion, ...]:
+        return await asyncio.wrap_future(self._sampler.generate(prompt, sampling, seeds))
+
+    async def score(self, token_ids: list[int]) -> list[float]:
+        return (await asyncio.wrap_future(self._sampler.score(token_ids))).tolist()
+
+    async def pause(self) -> None:
+        await asyncio.wrap_future(self._sampler.pause())
+
+    async def resume(self) -> None:
+        await asyncio.wrap_future(self._sampler.resume())
+
+    async def update(self, phase: Any, info: dict[str, Any]) -> None:
+        await asyncio.wrap_future(self._sampler.update(phase, info))
+
+    async def finish_update(self, version: int) -> None:
+        self._acknowledged = await asyncio.wrap_future(self._sampler.finish_update(version))
+
+    async def acknowledged(self) -> tuple[int, str]:
+        """(version, digest) that this sampler serves."""
+        return self._acknowledged
+
+    def __repr__(self) -> str:
+        return "Sampler"
+
+
+@ray.remote
+class ScorerActor:
+    """Scores one group at a time in a child process."""
+
+    def start(self, config: RewardConfig) -> None:
+        from rewards.scorer import Scorer
+
+        self._scorer = Scorer(config)
+
+    def score(self, answer: str, attempts: list[Attempt]) -> list[Score]:
+        return self._scorer.score(answer, attempts)
+
+    def __repr__(self) -> str:
+        return "Scorer"
+
+
+@ray.remote(concurrency_groups={"watch": 1})
+class LearnerActor:
+    """One learner rank. Its work runs in one thread; `progress` answers meanwhile."""
+
+    def address(self, port: int) -> tuple[str, int]:
+        """This node's address, and a port that is free on it (`port` itself when it is not 0)."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise ValueError(
+                    f"cluster.port={port} cannot be used on {host} ({error.strerror}): choose "
+                    "another, or 0 for any free one"
+                ) from error
+            return host, probe.getsockname()[1]
+
+    def start(
+        self,
+        config: LearnerConfig,
+        model: ModelConfig,
+        placement: dict[str, Any],
+        options: dict[str, Any],
+    ) -> None:
+        import torch
+
+        from learner.engine import Placement
+        from learner.learner import Learner
+
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        dtype = getattr(torch, placement.pop("dtype"))
+        self._learner = Learner(config, model, Placement(dtype=dtype, **placement), **options)
+
+    def connect(self, endpoint: Endpoint, samplers: list[ActorHandle], seconds: float) -> None:
+        self._learner.connect(endpoint, SamplerClient(samplers, endpoint, seconds))
+
+    def update(self, table: pa.Table) -> Any:
+        return self._learner.update(table)
+
+    def send_weights(self) -> str:
+        return self._learner.send_weights()
+
+    def score(self, token_ids: list[int]) -> list[float]:
+        return self._learner.score(token_ids)
+
+    def save(self, folder: str) -> None:
+        self._learner.save(folder)
+
+    def load(self, folder: str, version: int) -> None:
+        self._learner.load(folder, version)
+
+    @ray.method(concurrency_group="watch")
+    def progress(self) -> tuple[int, int]:
+        return self._learner.progress()
+
+    def __repr__(self) -> str:
+        return "Learner"
+
+
+class SamplerClient:
+    """vLLM's weight sync protocol over Ray handles; lives in learner rank 0.
+
+    What the stock client lacks: each sampler gets its own `rank_offset`, and the version is stamped
+    when the update ends, by the same call.
+    """
+
+    def __init__(self, samplers: list[ActorHandle], endpoint: Endpoint, seconds: float) -> None:
+        self._samplers = samplers
+        self._per_sampler = endpoint.num_workers // max(len(samplers), 1)
+        self._seconds = seconds
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        infos = [
+            {**init_info, "rank_offset": 1 + index * self._per_sampler}
+            if "rank_offset" in init_info
+            else init_info
+            for index in range(len(self._samplers))
+        ]
+        self._get(
+            [s.update.remote("init", i) for s, i in zip(self._samplers, infos, strict=True)],
+            "the handshake with",
+        )
+
+    def start_weight_update(self) -> None:
+        self._get([s.update.remote("start", {}) for s in self._samplers], "announcing weights to")
+
+    def update_weights(self, update_info: Any) -> None:
+        self._get(
+            [s.update.remote("update", update_info) for s in self._samplers], "sending weights to"
+        )
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        version = int(weight_version or 0)
+        self._get([s.finish_update.remote(version) for s in self._samplers], "loading weights in")
+
+    def _get(self, refs: list[Any], what: str) -> None:
+        _, waiting = ray.wait(refs, num_returns=len(refs), timeout=self._seconds)
+        if waiting:
+            late = [f"sampler/{refs.index(ref)}" for ref in waiting]
+            raise RuntimeError(f"{what} {', '.join(late)}: no answer within {self._seconds:.0f} s")
+        ray.get(refs)

@@ -1,0 +1,141 @@
+"""`python -m cluster train | eval | export | options`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import config as configuration
+from cluster.errors import Stopped
+
+USAGE = """\
+python -m cluster train RECIPE.yaml [MORE.yaml ...] [a.b=1] [--c.d 2] [flags]
+    --dry-run         print every option with its value and where the value came from, and stop
+    --fresh           move an existing run folder aside instead of going on from it
+    --replay FOLDER   train on a recorded run's tables: no samplers, bitwise the same on CPU
+python -m cluster eval CHECKPOINT [a.b=1]
+    evaluate a checkpoint (or any Hugging Face model folder, with eval.dataset=...)
+python -m cluster export CHECKPOINT FOLDER [--dtype bfloat16] [--shard-size 5GB]
+    write the policy as a Hugging Face checkpoint
+python -m cluster options [WORD]
+    every option with its default and what it does
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    words: list[str]
+    """Neither flag nor override: files and folders."""
+    overrides: list[str]
+    flags: dict[str, str]
+
+
+def parse(argv: Sequence[str], *, switches: set[str], with_value: set[str]) -> Arguments:
+    """Flags, overrides in both habits (`a.b=1`, `--a.b 1`), and the rest. Raises ValueError for a
+    flag that lacks its value."""
+    words: list[str] = []
+    overrides: list[str] = []
+    flags: dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            is_override = equals and not Path(word).exists()
+            (overrides if is_override else words).append(word)
+            continue
+        if name in switches and not equals:
+            flags[name] = ""
+            continue
+        if not equals:
+            if not rest:
+                raise ValueError(f"{word} needs a value")
+            value = rest.pop(0)
+        if name in with_value:
+            flags[name] = value
+        else:
+            overrides.append(f"{name}={value}")
+    return Arguments(words, overrides, flags)
+
+
+def train(argv: Sequence[str]) -> int:
+    arguments = parse(argv, switches={"dry-run", "fresh"}, with_value={"replay"})
+    if not arguments.words:
+        raise ValueError("train needs a recipe, for example recipes/demo.yaml")
+    loaded = configuration.load(arguments.words, arguments.overrides)
+    if "dry-run" in arguments.flags:
+        loaded.config.check()
+        print(loaded.plan())
+        return 0
+    from cluster.train import train as run
+
+    replay = arguments.flags.get("replay")
+    run(
+        loaded.config,
+        fresh="fresh" in arguments.flags,
+        replay=Path(replay) if replay is not None else None,
+    )
+    return 0
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    arguments = parse(argv, switches=set(), with_value=set())
+    if len(arguments.words) != 1:
+        raise ValueError("eval needs one checkpoint folder")
+    from cluster.evaluate import evaluate_checkpoint
+
+    evaluate_checkpoint(Path(arguments.words[0]), arguments.overrides)
+    return 0
+
+
+def export(argv: Sequence[str]) -> int:
+    arguments = parse(argv, switches=set(), with_value={"dtype", "shard-size"})
+    if len(arguments.words) != 2 or arguments.overrides:
+        raise ValueError("export needs a checkpoint folder and a folder to write")
+    from cluster.checkpoint import export_model
+
+    source, target = map(Path, arguments.words)
+    export_model(
+        source,
+        target,
+        dtype=arguments.flags.get("dtype", ""),
+        shard_size=arguments.flags.get("shard-size", "5GB"),
+    )
+    print(f"wrote {target}")
+    return 0
+
+
+def options(argv: Sequence[str]) -> int:
+    wanted = argv[0] if argv else ""
+    for name, (kind, default, text) in configuration.options().items():
+        if wanted in name or wanted in text:
+            print(f"{name}  ({kind}, default {default!r})\n    {text}")
+    return 0
+
+
+COMMANDS = {"train": train, "eval": evaluate, "export": export, "options": options}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 2 bad input, 1 something of the world failed, 130 and 143 by signal."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    command = COMMANDS.get(argv[0])
+    if command is None:
+        print(f"{argv[0]!r} is no command\n\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    try:
+        return command(argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Stopped as stop:
+        print(f"stopped by {stop}; the same command goes on from the last checkpoint", flush=True)
+        return stop.exit_code

@@ -1,0 +1,354 @@
+"""The run's configuration: one tree, each branch owned by the package that uses it.
+
+YAML files first, left to right, then dotted overrides; nothing else: no environment variables, no
+interpolation. Unknown keys are refused. `"auto"` values are resolved once, by `cluster/device.py`.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from learner.config import LearnerConfig, ModelConfig
+from rewards.config import RewardConfig
+from rollout.config import PromptConfig, SamplerConfig
+
+STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ScheduleConfig(BaseModel):
+    model_config = STRICT
+
+    groups_per_step: int = Field(default=32, ge=1)
+    """Prompts of one optimizer step."""
+
+    max_staleness: int = Field(default=0, ge=0)
+    """How many versions older than the policy that trains on it a group's oldest token may be.
+    0 is synchronous, 1 one-step-off, n asynchronous."""
+
+
+class ClusterConfig(BaseModel):
+    model_config = STRICT
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes GPUs when the Ray cluster has any."""
+
+    address: str = "auto"
+    """Ray cluster to join. `auto` joins the one this job was submitted to, or starts one of its own
+    on this machine; `local` always starts one; otherwise host:port."""
+
+    weight_backend: Literal["auto", "shm", "nccl", "ipc"] = "auto"
+    """How weights reach the samplers: a memory-mapped file, NCCL, or CUDA IPC."""
+
+    weight_directory: str = "/dev/shm"
+    """Folder of the memory-mapped file; learner rank 0 and all samplers must share it."""
+
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port on which learner rank 0 gathers the other ranks; 0 takes a free one."""
+
+    canary_bound: float | None = Field(default=None, gt=0)
+    """Largest logprob gap between learner and sampler after a publish; beyond it the run stops.
+    By default 1e-3 in float32 and 0.5 in bfloat16."""
+
+    start_timeout: float = Field(default=600.0, gt=0)
+    """Seconds for all actors to be placed and ready."""
+
+    step_timeout: float = Field(default=1800.0, gt=0)
+    """Seconds for any one phase of a step: groups to arrive, an update, a publish, a save."""
+
+
+class EvalConfig(BaseModel):
+    model_config = STRICT
+
+    dataset: str = ""
+    """Held-out prompts, read with the same columns and template as the training prompts. Empty:
+    no evaluation."""
+
+    every: int = Field(default=10, ge=1)
+    """Steps between evaluations. Step 0 and the last step are always evaluated."""
+
+    prompts: int = Field(default=256, ge=1)
+    """How many of the held-out prompts, from the first."""
+
+    samples: int = Field(default=1, ge=1)
+    """Completions per prompt; with one, decoding is greedy."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling when `samples` is above 1."""
+
+
+class CheckpointConfig(BaseModel):
+    model_config = STRICT
+
+    every: int = Field(default=50, ge=0)
+    """Steps between checkpoints; the last step is always saved. 0 saves the last step only."""
+
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints kept. The one with the best evaluation is kept besides."""
+
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on from the run folder's newest complete checkpoint; `never` refuses a run folder
+    that is already in use."""
+
+
+class LoggingConfig(BaseModel):
+    model_config = STRICT
+
+    tensorboard: bool = True
+    """Write the metrics as TensorBoard events, too. `metrics.jsonl` is always written."""
+
+    keep_rollouts: bool = True
+    """Keep each step's table under `rollouts/`. Without them there is no replay."""
+
+    progress: Literal["auto", "line", "plain"] = "auto"
+    """A live line on a terminal, plain lines elsewhere."""
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run."""
+
+    model_config = STRICT
+
+    name: str = Field(default="run", pattern=r"^[\w.-]+(/[\w.-]+)*$")
+    """The run folder is `<output_dir>/<name>`."""
+
+    seed: int = Field(default=1, ge=0)
+    """Decides the order of prompts and the seed of every completion."""
+
+    steps: int = Field(default=100, ge=1)
+    """Optimizer steps."""
+
+    output_dir: str = "outputs"
+    """Where run folders are made. Inside a Ray job, a relative path is taken from the home folder
+    of the machine that runs the driver, since the job's own folder is deleted."""
+
+    prepare: str = ""
+    """`module:function` called with this config before anything is checked; it may make files and
+    returns the config to run with them, and figures to show in the result."""
+
+    model: ModelConfig = ModelConfig()
+    prompts: PromptConfig = PromptConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    rewards: RewardConfig = RewardConfig()
+    learner: LearnerConfig = LearnerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir) / self.name
+
+    @property
+    def max_model_len(self) -> int:
+        longest = self.prompts.max_tokens + self.sampler.sampling.max_tokens
+        return self.sampler.max_model_len or longest
+
+    @property
+    def is_supervised(self) -> bool:
+        """The data are demonstrations; nothing is sampled for training."""
+        return self.learner.algorithm.name == "sft"
+
+    def check(self) -> None:
+        """The rules between fields. Raises ValueError with one sentence per broken rule."""
+        from learner.algorithms import build
+
+        longest = self.prompts.max_tokens + self.sampler.sampling.max_tokens
+        rows = self.schedule.groups_per_step
+        rows *= 1 if self.is_supervised else self.sampler.group_size
+        broken = []
+        if build(self.learner.algorithm).compares_siblings and self.sampler.group_size < 2:
+            broken.append(
+                f"learner.algorithm.name={self.learner.algorithm.name} compares the completions of "
+                "one prompt, but sampler.group_size=1: set it to 2 or more"
+            )
+        if self.max_model_len < longest:
+            broken.append(
+                f"sampler.max_model_len={self.max_model_len} is less than prompts.max_tokens + "
+                f"sampler.sampling.max_tokens = {longest}: raise it"
+            )
+        if rows % self.learner.ranks:
+            broken.append(
+                f"{rows} rows per step (schedule.groups_per_step x sampler.group_size) do not "
+                f"divide by learner.ranks={self.learner.ranks}"
+            )
+        if broken:
+            raise ValueError("\n".join(broken))
+
+    def fingerprint(self) -> str:
+        """A hash of what decides the numbers: resuming with another one is refused."""
+        return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()
+
+    def deciding(self) -> dict[str, Any]:
+        """All fields but those that may change between a run and its continuation."""
+        flat = dict(flatten(self.model_dump(mode="json")))
+        free = ("output_dir", "name", "steps", "prepare", "checkpoint.", "logging.", "cluster.")
+        free += ("eval.",)
+        # The schedule of the learning rate reads `steps`; without one, more steps change nothing.
+        if self.learner.optim.final_lr_fraction < 1:
+            flat["steps_of_lr_schedule"] = self.steps
+        return {key: value for key, value in flat.items() if not key.startswith(free)}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("learner.optim.lr", 1e-6), ... Tables that users fill themselves stay whole."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name not in OPEN_TABLES:
+            yield from flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+OPEN_TABLES = ("rewards.verifiers", "sampler.engine", "learner.deepspeed")
+"""Options that are tables with keys of the user's own."""
+
+
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "num_generations": "group_size",
+    "n_samples_per_prompt": "group_size",
+    "beta": "coef",
+    "max_grad_norm": "clip_norm",
+    "max_completion_length": "max_tokens",
+    "max_prompt_length": "max_tokens",
+    "max_steps": "steps",
+    "epsilon": "clip_low",
+    "epsilon_high": "clip_high",
+    "loss_type": "reduction",
+    "num_gpus": "ranks",
+}
+"""What other systems call some of our options; used for suggestions only."""
+
+
+class Loaded:
+    """A config and where each value came from."""
+
+    def __init__(self, config: RunConfig, origins: dict[str, str]) -> None:
+        self.config = config
+        self.origins = origins
+
+    def plan(self) -> str:
+        """Every option with its value and origin, for `--dry-run`."""
+        rows = list(flatten(self.config.model_dump(mode="json")))
+        width = max(len(key) for key, _ in rows)
+        return "\n".join(
+            f"{key:<{width}}  {json.dumps(value):<28}  {self.origins.get(key, 'default')}"
+            for key, value in rows
+        )
+
+
+def load(files: Sequence[str], overrides: Sequence[str] = ()) -> Loaded:
+    """Layer YAML files left to right, then `a.b=value` overrides (a leading `--` is allowed).
+
+    Raises ValueError for a file that is missing or no mapping, an unknown option, or a value of the
+    wrong kind.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for file in files:
+        for key, value in flatten(_read_yaml(file)):
+            _set(values, origins, key, value, file)
+    for override in overrides:
+        key, equals, text = override.removeprefix("--").partition("=")
+        if not equals:
+            raise ValueError(f"{override!r} is neither a YAML file nor an override like a.b=1")
+        try:
+            value = _number(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ValueError(f"the value of {key} is not YAML: {text!r}") from error
+        if isinstance(value, dict) and key not in OPEN_TABLES:
+            for inner, inner_value in flatten(value, f"{key}."):
+                _set(values, origins, inner, inner_value, "command line")
+        else:
+            _set(values, origins, key, value, "command line")
+    try:
+        return Loaded(RunConfig.model_validate(values), origins)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(item, origins) for item in error.errors())) from None
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ValueError(f"recipe {file!r}: no such file (looked in {Path.cwd()})") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(f"recipe {file!r} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"recipe {file!r} must be a mapping of options, not a {type(content)}")
+    return content
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as a text; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value) if value.strip()[:1] in "0123456789.+-" else value
+        except ValueError:
+            return value
+    return value
+
+
+def options() -> dict[str, tuple[str, Any, str]]:
+    """Every option: its type, default and documentation."""
+    return dict(_options(RunConfig, ""))
+
+
+def _options(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, tuple[str, Any, str]]]:
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _options(annotation, f"{prefix}{name}.")
+        else:
+            kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+            kind = kind.replace("typing.", "")
+            default = field.get_default(call_default_factory=True)
+            yield f"{prefix}{name}", (kind, default, (field.description or "").replace("\n", " "))
+
+
+def _set(
+    values: dict[str, Any], origins: dict[str, str], key: str, value: Any, origin: str
+) -> None:
+    known = options()
+    table = next((t for t in OPEN_TABLES if key.startswith(f"{t}.")), None)
+    if key not in known and table is None:
+        raise ValueError(f"{origin}: {key} is not an option{_suggest(key, list(known))}")
+    path = [*table.split("."), key[len(table) + 1 :]] if table else key.split(".")
+    node = values
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+    node[path[-1]] = _number(value)
+    origins[table or key] = origin
+
+
+def _suggest(key: str, known: list[str]) -> str:
+    """ "; did you mean learner.optim.lr?" By the whole path, else by its last word alone."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if not close:
+        last = key.rpartition(".")[2]
+        by_last: dict[str, str] = {}
+        for option in known:
+            by_last.setdefault(option.rpartition(".")[2], option)
+        last = OTHER_NAMES.get(last, last)
+        words = difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)
+        same_branch = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+        close = [by_last[words[0]]] if words else []
+        if not close and same_branch and "." in key:
+            names = ", ".join(k.rpartition(".")[2] for k in same_branch)
+            return f"; {key.rpartition('.')[0]} has {names}"
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{hint} (`python -m cluster options` lists all)"
+
+
+def _explain(item: Any, origins: dict[str, str]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    origin = origins.get(key, "default")
+    return f"{origin}: {key}={item['input']!r}: {item['msg']}"

@@ -1,0 +1,98 @@
+"""What a run reads, checked before anything heavy starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.config import RunConfig
+from cluster.ledger import Recording
+from rewards import find_verifier
+from rollout import Prompt, ScoredGroup
+from rollout.demonstrations import DemonstrationStream
+from rollout.prompts import PromptStream
+
+CANARY_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Inputs:
+    prompts: PromptStream | None
+    """Sampled from; None when the groups are given."""
+    given: DemonstrationStream | Recording | None
+    """Groups that need no sampling."""
+    held_out: list[Prompt]
+    canary: list[int]
+    """Tokens that learner and samplers both score after each publish."""
+    fingerprint: str
+    notes: list[str]
+    """What was found, for people."""
+
+    @property
+    def needs_samplers(self) -> bool:
+        return self.prompts is not None or bool(self.held_out)
+
+    def group(self, ticket: int) -> ScoredGroup:
+        if self.given is None:
+            raise RuntimeError("this run samples its groups")
+        return self.given.at(ticket)
+
+
+def read(config: RunConfig, *, replay: Path | None = None) -> Inputs:
+    """Load tokenizer and datasets. Raises ValueError for anything that is missing or unfit."""
+    tokenizer = load_tokenizer(config.model.path)
+    for name in config.rewards.verifiers:
+        find_verifier(name)
+    notes: list[str] = []
+    prompts = given = None
+    if replay is not None:
+        given = Recording(replay, config.schedule.groups_per_step)
+        notes.append(f"replay: {given.steps} recorded steps of {replay}")
+        fingerprint = str(replay)
+    elif config.is_supervised:
+        given = DemonstrationStream(config.prompts, tokenizer)
+        notes.append(f"train: {len(given)} demonstrations")
+        fingerprint = given.fingerprint
+    else:
+        prompts = PromptStream(config.prompts, tokenizer, seed=config.seed)
+        notes.append(f"train: {prompts.report}")
+        fingerprint = prompts.fingerprint
+    held_out: list[Prompt] = []
+    if config.eval.dataset and replay is None:
+        fields = {"dataset": config.eval.dataset, "split": "test"}
+        evaluation = PromptStream(
+            config.prompts.model_copy(update=fields), tokenizer, seed=0, limit=config.eval.prompts
+        )
+        held_out = list(evaluation)
+        notes.append(f"held out: {evaluation.report}")
+    return Inputs(
+        prompts=prompts,
+        given=given,
+        held_out=held_out,
+        canary=_canary(config, prompts, held_out),
+        fingerprint=fingerprint,
+        notes=notes,
+    )
+
+
+def load_tokenizer(path: str) -> Any:
+    """Raises ValueError when there is no model at `path`."""
+    if not path:
+        raise ValueError(
+            "model.path is not set: a folder with a Hugging Face checkpoint, or a hub id"
+        )
+    if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
+        raise ValueError(f"model.path={path!r}: no such folder (looked in {Path.cwd()})")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"model.path={path!r} holds no model and tokenizer: {first}") from error
+
+
+def _canary(config: RunConfig, prompts: PromptStream | None, held_out: list[Prompt]) -> list[int]:
+    """Tokens of the run's own prompts, end to end."""
+    source = held_out or ([prompts.at(ticket) for ticket in range(8)] if prompts else [])
+    tokens = [int(token) for prompt in source[:8] for token in prompt.token_ids]
+    return tokens[: min(CANARY_TOKENS, config.max_model_len - 1)]

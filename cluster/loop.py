@@ -1,0 +1,86 @@
+"""The main loop. Read this first.
+
+    prompts -> admit (a slot is charged) -> sample a group -> score -> ready -+
+       ^                                                                      | take, oldest first
+       +--- release the slots <- publish(version + 1) <- update(table) <------+
+
+Synchronous, one-step-off and asynchronous training are this loop with `schedule.max_staleness` 0, 1, n.
+"""
+
+import asyncio
+
+from cluster.metrics import describe, flight, staleness
+from cluster.run import Run
+from rollout import Group, ScoredGroup
+from rollout.sampler import sample_seed
+from rollout.schema import to_table
+
+
+async def train(run: Run) -> None:
+    """Train to the last step. Consumes groups from the window; waits for them, for the learner and
+    for the samplers to hold the new weights; unblocks admission by releasing slots."""
+    step = await run.restore()
+    await run.publish(version=step)
+    if step == 0:
+        await run.evaluate(step)
+    if step >= run.config.steps:
+        return
+    async with asyncio.TaskGroup() as background:
+        admission = background.create_task(admit(run))  # its crash cancels this block
+        while step < run.config.steps:
+            with run.timed("rollout"):
+                groups = await run.take()
+            metrics = check(run, groups, version=step)
+            table = to_table(
+                groups,
+                step=step + 1,
+                run=run.config.name,
+                temperature=run.config.sampler.sampling.temperature,
+            )
+            run.ledger.record(step + 1, table)
+            metrics |= await run.update(table)
+            run.ledger.commit(step + 1, groups)
+            step += 1
+            metrics |= await run.publish(version=step)
+            await run.window.release(len(groups))  # only now may new prompts enter
+            run.log(step, metrics)
+            await run.milestones(step)
+        admission.cancel()
+
+
+def check(run: Run, groups: list[ScoredGroup], *, version: int) -> dict[str, float]:
+    """The last look before groups are trained: the staleness bound holds, or the run stops."""
+    metrics = describe(groups) | staleness(groups, version) | flight(run.window)
+    bound = run.config.schedule.max_staleness
+    if run.inputs.prompts is not None and metrics["schedule/staleness_max"] > bound:
+        raise RuntimeError(
+            f"step {version + 1} was about to train a group {metrics['schedule/staleness_max']:.0f} "
+            f"versions old, schedule.max_staleness={bound}: this is a bug in the schedule"
+        )
+    return metrics
+
+
+async def admit(run: Run) -> None:
+    """Consumes slots; waits for a free one; unblocked by `release`. Ends with the run."""
+    async with asyncio.TaskGroup() as rollouts:
+        while True:
+            ticket = await run.window.admit()
+            if run.inputs.prompts is None:
+                await run.window.ready(ticket, run.inputs.group(ticket))
+            else:
+                rollouts.create_task(roll_out(run, ticket))
+
+
+async def roll_out(run: Run, ticket: int) -> None:
+    """Sample and score one group. Consumes a ticket; waits for a sampler and a scorer; unblocks
+    `take`."""
+    prompt = run.inputs.prompts.at(ticket)  # pyright: ignore[reportOptionalMemberAccess]
+    seeds = [
+        sample_seed(str(run.config.seed), prompt.id, ticket, sample)
+        for sample in range(run.config.sampler.group_size)
+    ]
+    completions = await run.samplers.call("generate", prompt, run.config.sampler.sampling, seeds)
+    run.sampled_groups += 1
+    scores = await run.scorers.call("score", prompt.answer, [c.attempt() for c in completions])
+    group = Group(ticket=ticket, prompt=prompt, completions=tuple(completions))
+    await run.window.ready(ticket, ScoredGroup(group=group, scores=tuple(scores)))

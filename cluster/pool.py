@@ -1,0 +1,116 @@
+"""Calls to actors: every wait has a deadline, an owner and a name in its error."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+
+Failure = RuntimeError | ValueError
+
+
+def explain(error: BaseException, who: str) -> Failure:
+    """A Ray error as the plain error behind it, with the name of the actor that raised it."""
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        kind = ValueError if isinstance(cause, ValueError) else RuntimeError
+        return kind(f"{who}: {cause if isinstance(cause, (ValueError, RuntimeError)) else error}")
+    if isinstance(error, ActorDiedError):
+        return RuntimeError(f"{who} died: {error}")
+    return RuntimeError(f"{who}: {type(error).__name__}: {error}")
+
+
+async def ask_all(members: Sequence[tuple[str, Any]], *, what: str, seconds: float) -> list[Any]:
+    """The results of calls already made, `(name of the actor, object reference)` each, in order.
+
+    The first failure wins: with collectives, the others only fail because of it, or hang. Raises
+    RuntimeError (ValueError when the actor raised one) naming the actor; on the deadline, naming all
+    that have not answered.
+    """
+    tasks = {asyncio.ensure_future(_answer(ref)): name for name, ref in members}
+    done, waiting = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    try:
+        for task in done:
+            error = task.exception()
+            if error is not None:
+                raise explain(error, f"{tasks[task]}, {what}") from error
+        if waiting:
+            names = ", ".join(tasks[task] for task in waiting)
+            raise RuntimeError(f"{what}: no answer within {seconds:.0f} s from {names}")
+    finally:
+        for task in waiting:
+            task.cancel()
+    return [task.result() for task in tasks]
+
+
+async def _answer(ref: Any) -> Any:
+    return await ref
+
+
+class Pool:
+    """Actors that do the same thing. A call goes to the one with the fewest calls under way.
+
+    With `start`, a member that dies is replaced and its call is made once more; without, its death is
+    the caller's error.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        members: Sequence[ActorHandle],
+        *,
+        seconds: float,
+        restart: Callable[[int], ActorHandle] | None = None,
+    ) -> None:
+        self.name = name
+        self.members = list(members)
+        self._busy = [0] * len(members)
+        self._seconds = seconds
+        self._restart = restart
+        self.restarts = 0
+
+    async def call(self, method: str, *args: Any) -> Any:
+        try:
+            return await self._call_once(method, *args)
+        except ActorDiedError as error:
+            if self._restart is None:
+                raise explain(error, f"{self.name}, {method}") from error
+        try:
+            return await self._call_once(method, *args)
+        except RayError as error:
+            raise explain(error, f"{self.name}, {method}, second try") from error
+
+    async def _call_once(self, method: str, *args: Any) -> Any:
+        index = min(range(len(self.members)), key=self._busy.__getitem__)
+        member = self.members[index]
+        self._busy[index] += 1
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await getattr(member, method).remote(*args)
+        except TimeoutError:
+            raise RuntimeError(
+                f"{self.name}/{index}, {method}: no answer within {self._seconds:.0f} s"
+            ) from None
+        except RayTaskError as error:
+            raise explain(error, f"{self.name}/{index}, {method}") from error
+        except RayActorError:
+            if self._restart is not None and self.members[index] is member:
+                self.members[index] = self._restart(index)
+                self.restarts += 1
+            raise
+        finally:
+            self._busy[index] -= 1
+
+    async def all(self, method: str, *args: Any, seconds: float | None = None) -> list[Any]:
+        """Call every member at once; the results in order."""
+        calls = [
+            (f"{self.name}/{index}", getattr(member, method).remote(*args))
+            for index, member in enumerate(self.members)
+        ]
+        return await ask_all(calls, what=method, seconds=seconds or self._seconds)
+
+    def kill(self) -> None:
+        for member in self.members:
+            ray.kill(member)

@@ -1,0 +1,252 @@
+"""From a config to a finished run: inputs, run folder, Ray, the loop, the result.
+
+Whatever can be wrong with what the user gave is found here before anything heavy starts.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster import inputs as inputs_module
+from cluster import loop
+from cluster.config import RunConfig
+from cluster.device import resolve
+from cluster.errors import Stopped
+from cluster.inputs import Inputs
+from cluster.progress import Progress
+from cluster.report import result_of, show
+from cluster.run import Run, asked, units, write_json
+
+JOB_FOLDER = "runtime_resources"
+"""Part of the path of the folder that Ray unpacks a submitted job into, and deletes with it."""
+
+
+def train(config: RunConfig, *, fresh: bool = False, replay: Path | None = None) -> dict[str, Any]:
+    """Run a recipe to its end; what `result.json` holds. Resumes by itself.
+
+    Raises ValueError for bad input, RuntimeError when something of the world failed, Stopped on
+    SIGINT and SIGTERM.
+    """
+    config = _place(config, replay)
+    config.check()
+    progress = Progress(config.logging.progress)
+    inputs = None if config.prepare else inputs_module.read(config, replay=replay)
+    with claimed(config, fresh=fresh), ray_session(config, progress):
+        figures: dict[str, Any] = {}
+        if config.prepare:
+            config, figures = _prepare(config)
+            config.check()
+            inputs = inputs_module.read(config, replay=replay)
+        return execute(config, inputs or inputs_module.read(config), progress, figures, replay)
+
+
+def execute(
+    config: RunConfig,
+    inputs: Inputs,
+    progress: Progress,
+    figures: dict[str, Any] | None = None,
+    replay: Path | None = None,
+) -> dict[str, Any]:
+    """Run inside a claimed folder and a Ray session."""
+    device = resolve(config, gpus=ray.cluster_resources().get("GPU", 0))
+    _check_capacity(config, inputs)
+    for note in inputs.notes:
+        progress.line(note)
+    started = time.monotonic()
+    run = Run(config, inputs, device, progress)
+    try:
+        asyncio.run(guarded(_body(run)))
+        saved = run.last_checkpoint()
+        if saved is not None:
+            link_tree(saved.model, run.folder / "model")
+        result = result_of(run, figures or {}, seconds=time.monotonic() - started)
+    finally:
+        run.stop()
+    write_json(run.folder / "result.json", result)
+    progress.line(show(result))
+    if run.metrics.warning:
+        progress.line(run.metrics.warning)
+    return result
+
+
+async def guarded(body_of_run: Coroutine[Any, Any, Any]) -> Any:
+    """The run, until it ends or a signal ends it."""
+    event_loop = asyncio.get_running_loop()
+    body = asyncio.ensure_future(body_of_run)
+    received: list[int] = []
+
+    def stop(number: int) -> None:
+        received.append(number)
+        body.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        event_loop.add_signal_handler(number, stop, number)
+    try:
+        return await body
+    except asyncio.CancelledError:
+        if received:
+            raise Stopped(received[0]) from None
+        raise
+    except BaseExceptionGroup as group:
+        first = first_failure(group)
+        raise first from group
+
+
+async def _body(run: Run) -> None:
+    async with run.progress.shown():
+        run.progress.phase = f"starting {asked(run.config, run.device, run.inputs)}"
+        await run.start()
+        await loop.train(run)
+
+
+def first_failure(group: BaseExceptionGroup) -> BaseException:
+    """The first leaf of a tree of errors: what failed first, before others failed because of it."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+# -- the run folder ---------------------------------------------------------------------------------
+
+
+def _place(config: RunConfig, replay: Path | None) -> RunConfig:
+    """Where this run writes: outside the folder that a Ray job takes with it, and never into the
+    recorded run that is replayed."""
+    changes: dict[str, Any] = {}
+    output = Path(config.output_dir)
+    if not output.is_absolute() and JOB_FOLDER in Path.cwd().parts:
+        changes["output_dir"] = str(Path.home() / output)
+    if replay is not None:
+        changes["name"] = f"{config.name}-replay"
+    return config.model_copy(update=changes)
+
+
+@contextlib.contextmanager
+def claimed(config: RunConfig, *, fresh: bool = False) -> Iterator[None]:
+    """The run folder, for this process alone. Raises ValueError when it belongs to another config
+    or another process works in it; nothing in it is ever deleted."""
+    folder = config.folder
+    if fresh and folder.exists():
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        print(f"moved the earlier {folder} to {aside}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115  # held until the run ends
+    except OSError as error:
+        raise ValueError(f"the run folder {folder} cannot be written: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is running in {folder}: wait for it, or set another name"
+            ) from None
+        _check_same_run(config, folder)
+        yield
+
+
+def _check_same_run(config: RunConfig, folder: Path) -> None:
+    saved = folder / "config.json"
+    ours = json.loads(json.dumps(config.deciding()))
+    if saved.exists():
+        if config.checkpoint.resume == "never":
+            raise ValueError(
+                f"{folder} is a run already and checkpoint.resume=never: set another name, or start "
+                "anew with --fresh (the old folder is moved aside)"
+            )
+        theirs = json.loads(saved.read_text())["deciding"]
+        if theirs != ours:
+            changed = [
+                f"  {key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} here"
+                for key in sorted({*theirs, *ours})
+                if theirs.get(key) != ours.get(key)
+            ]
+            raise ValueError(
+                f"{folder} is a run of another config; set another name, or start anew with --fresh "
+                "(the old folder is moved aside). What differs:\n" + "\n".join(changed)
+            )
+    write_json(saved, {"deciding": ours, "config": config.model_dump(mode="json")})
+
+
+def _prepare(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
+    module_name, _, function_name = config.prepare.partition(":")
+    try:
+        prepare = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"prepare={config.prepare!r} is no module:function: {error}") from error
+    return prepare(config)
+
+
+# -- Ray --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
+    """Ray, joined or started here; what is started here ends here."""
+    if ray.is_initialized():
+        yield
+        return
+    address = config.cluster.address
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "local")
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": True}
+    if address == "local":
+        progress.line("starting Ray on this machine")
+        options |= {
+            "include_dashboard": False,
+            # Ray only counts these. One process per core is not needed: samplers wait while the
+            # learner works.
+            "num_cpus": max(os.cpu_count() or 1, units(config, samples=True)),
+            "object_store_memory": 512 << 20,
+        }
+    else:
+        progress.line(f"joining the Ray cluster at {address}")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(address=address, logging_level="WARNING", **options)
+    except ConnectionError as error:
+        raise RuntimeError(f"no Ray cluster at {address}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_capacity(config: RunConfig, inputs: Inputs) -> None:
+    resources = ray.cluster_resources()
+    device = resolve(config, gpus=resources.get("GPU", 0))
+    wanted = units(config, samples=inputs.needs_samplers)
+    there = resources.get(device.resource, 0)
+    if wanted > there:
+        raise ValueError(
+            f"the recipe asks for {asked(config, device, inputs)} = {wanted} {device.resource}, the "
+            f"Ray cluster has {there:g}: lower learner.ranks or sampler.replicas, or add nodes"
+        )
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """A copy that shares the files' blocks where the file system can."""
+    shutil.rmtree(target, ignore_errors=True)
+
+    def link(here: str, there: str) -> None:
+        try:
+            os.link(here, there)
+        except OSError:
+            shutil.copy2(here, there)
+
+    shutil.copytree(source, target, copy_function=link)

@@ -1,0 +1,162 @@
+"""DeepSpeed behind five verbs: forward, backward, step, save, load.
+
+The loss scale lives here and nowhere else. ZeRO averages gradients over ranks, and our denominators are
+those of the whole step, so each loss is multiplied by the number of ranks. DeepSpeed's own gradient
+accumulation is off: any number of backward passes, then one step.
+"""
+
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from learner.config import LearnerConfig
+from learner.model import Policy
+
+TAG = "learner"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where one rank runs; decided by the caller (`cluster/device.py`), passed down as values."""
+
+    rank: int
+    ranks: int
+    address: str
+    port: int
+    collectives: str
+    """Backend of torch.distributed."""
+    dtype: torch.dtype
+    timeout_seconds: float = 1800.0
+    """How long a collective waits for the other ranks."""
+
+
+class Engine:
+    """One rank of a DeepSpeed ZeRO group around a Policy. Building it is a collective."""
+
+    def __init__(self, policy: Policy, config: LearnerConfig, placement: Placement) -> None:
+        import deepspeed
+
+        self._placement = placement
+        self._clip_norm = config.optim.clip_norm
+        self.stage = config.zero.stage
+        self._plain = self.stage == 0 and placement.dtype == torch.float32
+        self._ds, *_ = deepspeed.initialize(
+            model=policy,
+            model_parameters=[p for p in policy.parameters() if p.requires_grad],
+            config=self._settings(config),
+        )
+        if self._plain:
+            # Without ZeRO, DeepSpeed clips but keeps the norm to itself.
+            self._norm = math.nan
+            self._ds.optimizer.register_step_pre_hook(self._clip)
+        self.device = self._ds.device
+
+    def _settings(self, config: LearnerConfig) -> dict[str, Any]:
+        optim = config.optim
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": False,
+            "gradient_clipping": 0.0 if self._plain else optim.clip_norm,
+            "optimizer": {
+                "type": "AdamW",
+                "params": {
+                    "lr": optim.lr,
+                    "betas": list(optim.betas),
+                    "weight_decay": optim.weight_decay,
+                    "torch_adam": True,  # the fused kernels are compiled on first use
+                },
+            },
+            "zero_optimization": {
+                "stage": config.zero.stage,
+                "overlap_comm": False,
+                "reduce_bucket_size": 50_000_000,
+                "allgather_bucket_size": 50_000_000,
+            },
+            "bf16": {"enabled": self._placement.dtype == torch.bfloat16},
+            "steps_per_print": 1 << 30,
+            **config.deepspeed,
+        }
+
+    def _clip(self, optimizer: Any, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = self._clip_norm or math.inf
+        self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self._ds(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """`loss` is this rank's share of the step's mean."""
+        self._ds.backward(loss * self._placement.ranks, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        """Apply the accumulated gradients; the global norm they had before clipping."""
+        for group in self._ds.optimizer.param_groups:
+            group["lr"] = lr
+        self._ds.step()
+        return self._norm if self._plain else float(self._ds.get_global_grad_norm())
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over all ranks, in float64."""
+        return self._reduce(values, torch.distributed.ReduceOp.SUM)
+
+    def max(self, values: list[float]) -> list[float]:
+        return self._reduce(values, torch.distributed.ReduceOp.MAX)
+
+    def _reduce(self, values: list[float], operation: Any) -> list[float]:
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total, op=operation)
+        return total.tolist()
+
+    def save(self, folder: Path) -> None:
+        """Every rank writes its shards of weights and optimizer state under `folder`."""
+        self._ds.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Raises RuntimeError when the shards are not there for this rank and stage."""
+        path, _ = self._ds.load_checkpoint(str(folder), tag=TAG)
+        if path is None:
+            raise RuntimeError(
+                f"{folder} holds no learner state for {self._placement.ranks} ranks at ZeRO stage "
+                f"{self.stage}: resume with the ranks and stage of the run that saved it"
+            )
+
+
+def join(placement: Placement) -> None:
+    """Enter the process group of all ranks: a collective. One visible device per process."""
+    os.environ.update(
+        RANK=str(placement.rank),
+        WORLD_SIZE=str(placement.ranks),
+        LOCAL_RANK="0",
+        LOCAL_SIZE="1",
+        MASTER_ADDR=placement.address,
+        MASTER_PORT=str(placement.port),
+    )
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import datetime
+
+    import deepspeed
+
+    # Compiled with g++ at the first start (half a minute), used by inference only, and it leaves
+    # 69 MB per rank in /dev/shm.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend=placement.collectives,
+        auto_mpi_discovery=False,
+        timeout=datetime.timedelta(seconds=placement.timeout_seconds),
+        verbose=False,
+    )
+
+
+def leave() -> None:
+    """Without this, torch aborts now and then when the process ends."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

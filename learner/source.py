@@ -1,0 +1,70 @@
+"""The learner's weights as a stream of full tensors under their Hugging Face names."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rollout.transfer import TensorMeta
+
+
+class ZeroSource:
+    """Weights of a module whose parameters ZeRO may have sharded.
+
+    `metadata()` gathers nothing. Iterating is a collective under ZeRO-3, one decoder layer at a
+    time, so no rank ever holds more than a layer beyond its share; all ranks iterate together. A
+    tied head appears once, under the embedding's name, as in the checkpoint.
+    """
+
+    def __init__(self, model: Any, *, sharded: bool) -> None:
+        self._sharded = sharded
+        self._parameters: list[tuple[str, Tensor]] = list(model.named_parameters())
+
+    def metadata(self) -> list[TensorMeta]:
+        return [
+            TensorMeta(name, p.dtype, tuple(p.ds_shape if self._sharded else p.shape))  # pyright: ignore[reportAttributeAccessIssue]
+            for name, p in self._parameters
+        ]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for layer in self._layers():
+            if not self._sharded:
+                yield from ((name, p.detach()) for name, p in layer)
+                continue
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([p for _, p in layer]):
+                yield from ((name, p.detach()) for name, p in layer)
+
+    def _layers(self) -> Iterator[list[tuple[str, Tensor]]]:
+        """Runs of parameters that share a layer number, in order."""
+        layer: list[tuple[str, Tensor]] = []
+        for name, parameter in self._parameters:
+            if layer and _layer_of(name) != _layer_of(layer[0][0]):
+                yield layer
+                layer = []
+            layer.append((name, parameter))
+        if layer:
+            yield layer
+
+    def full_state(self, *, keep: bool) -> dict[str, Tensor]:
+        """All tensors on the CPU where `keep`, nothing elsewhere. A collective under ZeRO-3."""
+        state: dict[str, Tensor] = {}
+        for name, tensor in self:
+            if keep:
+                state[name] = tensor.to("cpu", copy=True)
+        return state
+
+
+def _layer_of(name: str) -> str:
+    """ "model.layers.3.mlp.up_proj.weight" -> "model.layers.3"; names without a number -> ""."""
+    parts = name.split(".")
+    for index, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: index + 1])
+    return ""
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

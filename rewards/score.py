@@ -1,0 +1,102 @@
+"""The verdict on one completion, and the rubric that makes it.
+
+Invariant of this file: our failure is never the model's. A verifier that raises or returns
+something that is no finite number gives `reward=None`, which leaves the completion out of the
+baseline and the loss and is counted; only the completion's own doing is worth an honest 0.
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from rewards import answers, formats
+
+Verifier = Callable[[str, str], float]
+"""`(completion, answer) -> value`: a plain function that can be called in a REPL."""
+
+BUILT_IN: dict[str, Verifier] = {
+    "number": answers.number,
+    "number_in_answer": answers.number_in_answer,
+    "exact": answers.exact,
+    "exact_in_answer": answers.exact_in_answer,
+    "think_answer": formats.think_answer,
+    "think_number": formats.think_number,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """All that a verifier may know of a completion."""
+
+    text: str
+    num_tokens: int
+    truncated: bool
+    """It was cut at the length limit: it did not end by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    reward: float | None
+    """The weighted sum of `parts`; None when the verifier failed (`note` says how)."""
+    parts: Mapping[str, float]
+    """Each verifier's own value, unweighted; `timeout` is 1 on a completion that took too long."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rubric:
+    """Weighted verifiers.
+
+    >>> rubric = Rubric(weights={"number": 1.0, "think_answer": 0.2})
+    >>> rubric.score("42", Attempt(text="it is 42", num_tokens=4, truncated=False))
+    Score(reward=1.0, parts={'number': 1.0, 'think_answer': 0.0}, note='')
+    """
+
+    weights: Mapping[str, float]
+    truncated: Literal["score", "zero"] = "score"
+
+    def score(self, answer: str, attempt: Attempt) -> Score:
+        parts: dict[str, float] = {}
+        for name in self.weights:
+            if attempt.truncated and self.truncated == "zero":
+                parts[name] = 0.0
+                continue
+            try:
+                value = float(find_verifier(name)(attempt.text, answer))
+            except Exception as error:  # code we did not write: its failure becomes data
+                return Score(
+                    reward=None, parts=parts, note=f"{name}: {type(error).__name__}: {error}"
+                )
+            if not math.isfinite(value):
+                return Score(reward=None, parts=parts, note=f"{name} returned {value}")
+            parts[name] = value
+        total = sum(self.weights[name] * value for name, value in parts.items())
+        return Score(reward=total, parts=parts)
+
+
+def find_verifier(name: str) -> Verifier:
+    """The function behind a built-in name or a `module:function` path.
+
+    Raises ValueError when there is none, saying which names there are.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        raise ValueError(
+            f"rewards.verifiers: {name!r} is not a built-in verifier ({', '.join(BUILT_IN)}); "
+            "name your own as 'module:function'"
+        )
+    try:
+        verifier = getattr(importlib.import_module(module_name), function_name)
+    except ImportError as error:
+        raise ValueError(f"rewards.verifiers: cannot import {module_name!r}: {error}") from error
+    except AttributeError as error:
+        raise ValueError(
+            f"rewards.verifiers: module {module_name!r} has no function {function_name!r}"
+        ) from error
+    if not callable(verifier):
+        raise ValueError(f"rewards.verifiers: {name!r} is a {type(verifier).__name__}, no function")
+    return verifier

@@ -1,0 +1,85 @@
+"""Where prompts come from and how completions are sampled."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class PromptConfig(BaseModel):
+    model_config = STRICT
+
+    dataset: str = ""
+    """A `.jsonl`, `.parquet` or `.arrow` file, or a dataset of the Hugging Face hub by its id
+    (needs the `hub` extra)."""
+
+    subset: str = ""
+    """Which configuration of a hub dataset (GSM8K has `main`)."""
+
+    split: str = "train"
+    """Which split of a hub dataset."""
+
+    question: str = "question"
+    """Column with the question: a text, or a list of chat messages."""
+
+    answer: str = "answer"
+    """Column with the reference answer (GSM8K's `... #### 42` is understood)."""
+
+    template: Literal["auto", "chat", "raw"] = "auto"
+    """`chat` applies the tokenizer's chat template, `raw` takes the text as it is, `auto` is `chat`
+    when the tokenizer has a template."""
+
+    system: str = ""
+    """System message put before the question (chat template only)."""
+
+    suffix: str = ""
+    """Text added behind every question."""
+
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest prompt, in tokens, the template's included."""
+
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    """What happens to a longer one: stop and say so, leave it out, or cut its beginning. What was
+    dropped or cut is counted and printed."""
+
+    shuffle: bool = True
+    """A new order in every epoch, decided by `seed`; otherwise the file's."""
+
+
+class SamplingConfig(BaseModel):
+    model_config = STRICT
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Logits are divided by it, in the sampler and in the learner alike."""
+
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest completion, in tokens."""
+
+    stop_token_ids: list[int] = []
+    """Tokens that end a completion, besides those of the model's generation config."""
+
+
+class SamplerConfig(BaseModel):
+    model_config = STRICT
+
+    replicas: int = Field(default=1, ge=1)
+    """vLLM engines, each in an actor of its own."""
+
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Devices per engine."""
+
+    group_size: int = Field(default=8, ge=1)
+    """Completions per prompt."""
+
+    sampling: SamplingConfig = SamplingConfig()
+
+    max_model_len: int = Field(default=0, ge=0)
+    """Longest prompt and completion together; 0 takes `prompts.max_tokens + sampling.max_tokens`.
+    """
+
+    max_running: int = Field(default=64, ge=1)
+    """Completions that one engine decodes at the same time."""
+
+    engine: dict[str, Any] = {}
+    """Passed to vLLM's EngineArgs untouched, last."""

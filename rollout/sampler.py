@@ -1,0 +1,302 @@
+"""Sampler: a vLLM engine behind four verbs. A plain class; `cluster/actors.py` makes it a Ray actor.
+
+One thread owns the engine. Whatever is asked of the engine (new prompts, a pause, a weight update) is
+queued and done between two decode steps, so nothing here needs a lock, and an update can never meet a
+running step. Tokens in, tokens out: nothing is re-tokenized, text is a view for the verifiers.
+"""
+
+import gc
+import hashlib
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from rollout.config import SamplerConfig, SamplingConfig
+from rollout.types import Completion, FinishReason, Prompt
+
+
+def sample_seed(run: str, prompt_id: str, ticket: int, sample: int, attempt: int = 0) -> int:
+    """The seed of one completion: a hash, so that it depends on nothing but what it is for.
+
+    vLLM's own `n=G` would give sibling j the seed `seed + j`; a hash per sibling cannot overlap with
+    another prompt's. The ticket tells two epochs of one prompt apart.
+    """
+    key = f"{run}\0{prompt_id}\0{ticket}\0{sample}\0{attempt}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+
+@dataclass
+class _Pending:
+    """Requests that are answered together."""
+
+    future: Future
+    finish: Callable[[list[Any]], Any]
+    """Engine outputs, in the order of the requests, to what the future gives."""
+    outputs: list[Any]
+    missing: int
+
+
+class Sampler:
+    """Samples completions with a vLLM engine and takes new weights between two steps.
+
+    `engine_args` are the device's arguments to vLLM (dtype, cache size, weight transfer backend);
+    `config.engine` overrides them. Building one takes about ten seconds on a CPU, nearly all of it
+    imports. Raises ValueError when the model cannot be loaded.
+    """
+
+    def __init__(
+        self, model: str, config: SamplerConfig, engine_args: dict[str, Any], max_model_len: int
+    ) -> None:
+        self._queue: queue.SimpleQueue[tuple[Callable[[Future], None], Future]] = (
+            queue.SimpleQueue()
+        )
+        self._pending: dict[str, tuple[_Pending, int]] = {}
+        self._ids = itertools.count()
+        self._paused = False
+        self._failure: BaseException | None = None
+        self._stopping = False
+        self.tokens_sampled = 0
+        started: Future = Future()
+        args = self._engine_args(model, config, engine_args, max_model_len)
+        self._thread = threading.Thread(target=self._own_engine, args=(args, started), daemon=True)
+        self._thread.start()
+        started.result()
+
+    @staticmethod
+    def _engine_args(
+        model: str, config: SamplerConfig, device_args: dict[str, Any], max_model_len: int
+    ) -> dict[str, Any]:
+        return {
+            "model": model,
+            "max_model_len": max_model_len,
+            "max_num_seqs": config.max_running,
+            "tensor_parallel_size": config.tensor_parallel,
+            "skip_tokenizer_init": True,
+            # Logprobs of the distribution that was sampled from: after temperature.
+            "logprobs_mode": "processed_logprobs",
+            "worker_extension_cls": "rollout.receive.Receiver",
+            "disable_log_stats": True,
+            **device_args,
+            # With chunked prefill, a seeded request that is prefilled in parts kills the CPU engine
+            # (its generator has no offset); without it the batch must hold the longest prompt.
+            "max_num_batched_tokens": max(4096, max_model_len),
+            **config.engine,
+        }
+
+    def _own_engine(self, args: dict[str, Any], started: Future) -> None:
+        try:
+            self._engine = _build_engine(args)
+            self._engine.set_weight_version("0")
+            self._tokenizer = _load_tokenizer(args["model"])
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        while not self._stopping:
+            self._run_commands()
+            if self._paused or not self._pending:
+                continue
+            try:
+                outputs = self._engine.step()
+            except BaseException as error:  # the engine is gone; say so to everybody who waits
+                self._fail(error)
+                continue
+            for output in outputs:
+                if output.finished:
+                    self._collect(output)
+
+    def _run_commands(self) -> None:
+        """Do what was asked, waiting for something to do when the engine has nothing."""
+        idle = self._paused or not self._pending
+        while True:
+            try:
+                command, future = self._queue.get(block=idle)
+            except queue.Empty:
+                return
+            idle = False
+            try:
+                if self._failure is not None:
+                    raise RuntimeError(f"this sampler's engine died: {self._failure!r}")
+                command(future)
+            except BaseException as error:
+                future.set_exception(error)
+            if self._stopping:
+                return
+
+    def _ask(self, command: Callable[[Future], None]) -> Future:
+        """Queue a command that answers its future itself, then or later."""
+        future: Future = Future()
+        self._queue.put((command, future))
+        return future
+
+    def _do(self, command: Callable[[], Any]) -> Future:
+        """Queue a command whose result is the answer."""
+        return self._ask(lambda future: future.set_result(command()))
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        waiting = {id(group): group for group, _ in self._pending.values()}
+        self._pending.clear()
+        for group in waiting.values():
+            group.future.set_exception(RuntimeError(f"this sampler's engine died: {error!r}"))
+
+    # -- sampling ---------------------------------------------------------------------------------
+
+    def generate(
+        self, prompt: Prompt, sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> "Future[tuple[Completion, ...]]":
+        """One completion per seed. The same seed under the same weights gives the same completion,
+        whatever else runs beside it. Greedy when `seeds` is empty: one completion."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = [
+            SamplingParams(
+                temperature=sampling.temperature if seeds else 0.0,
+                max_tokens=sampling.max_tokens,
+                stop_token_ids=sampling.stop_token_ids,
+                seed=seed,
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            for seed in (seeds or [None])
+        ]
+        return self._submit(
+            prompt.token_ids.tolist(), params, lambda outputs: tuple(map(self._completion, outputs))
+        )
+
+    def score(self, token_ids: list[int]) -> "Future[np.ndarray]":
+        """Logprob (temperature 1) of each token but the first, under the weights of now."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=1.0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False
+        )
+
+        def logprobs(outputs: list[Any]) -> np.ndarray:
+            # A flat table of all positions' logprobs; at each the prompt's own token comes first.
+            flat = outputs[0].prompt_logprobs
+            return np.array([flat.logprobs[start] for start in flat.start_indices[1:]], np.float32)
+
+        return self._submit(token_ids, [params], logprobs)
+
+    def _submit(
+        self, token_ids: list[int], params: list[Any], finish: Callable[[list[Any]], Any]
+    ) -> Future:
+        def add(future: Future) -> None:
+            group = _Pending(future, finish, outputs=[None] * len(params), missing=len(params))
+            for index, param in enumerate(params):
+                name = f"r{next(self._ids)}"
+                self._engine.add_request(name, {"prompt_token_ids": token_ids}, param)
+                self._pending[name] = (group, index)
+
+        return self._ask(add)
+
+    def _collect(self, output: Any) -> None:
+        group, index = self._pending.pop(output.request_id)
+        group.outputs[index] = output
+        group.missing -= 1
+        if group.missing == 0:
+            group.future.set_result(group.finish(group.outputs))
+
+    def _completion(self, output: Any) -> Completion:
+        chosen = output.outputs[0]
+        token_ids = np.array(chosen.token_ids, dtype=np.int32)
+        versions = np.empty(len(token_ids), dtype=np.int32)
+        for span in chosen.weight_versions:
+            versions[span.start : span.end] = int(span.version)
+        self.tokens_sampled += len(token_ids)
+        ended = chosen.finish_reason == "stop"
+        text_ids = token_ids[:-1] if ended else token_ids
+        return Completion(
+            token_ids=token_ids,
+            trainable=np.ones(len(token_ids), dtype=np.bool_),
+            logprobs=np.array(chosen.logprobs.logprobs, dtype=np.float32),
+            versions=versions,
+            text=self._tokenizer.decode(text_ids, skip_special_tokens=True),
+            finish_reason=cast(FinishReason, chosen.finish_reason),
+        )
+
+    # -- control ----------------------------------------------------------------------------------
+
+    def pause(self) -> Future:
+        """Freeze running completions between two tokens. New prompts are accepted and wait."""
+
+        def pause() -> None:
+            self._engine.sleep(level=0, mode="keep")
+            self._paused = True
+
+        return self._do(pause)
+
+    def resume(self) -> Future:
+        """Go on. Keys and values of the frozen completions are computed anew and the prefix cache
+        is empty: nothing that old weights computed is ever read under new ones."""
+
+        def resume() -> None:
+            self._engine.reset_prefix_cache(reset_running_requests=True)
+            self._engine.wake_up(tags=["scheduling"])
+            self._paused = False
+
+        return self._do(resume)
+
+    def update(self, phase: Literal["init", "start", "update"], info: dict[str, Any]) -> Future:
+        """A step of vLLM's weight transfer protocol, on every worker of this engine."""
+        methods = {
+            "init": ("init_weight_transfer_engine", (info,)),
+            "start": ("start_weight_update", ()),
+            "update": ("update_weights", (info,)),
+        }
+        method, args = methods[phase]
+        return self._do(lambda: self._engine.collective_rpc(method, args=args) and None)
+
+    def finish_update(self, version: int) -> "Future[tuple[int, str]]":
+        """Load what was sent and serve as this version from now on.
+
+        The acknowledgement: the version the engine now stamps on tokens, and the digest of the
+        bytes it loaded ("" where the backend has none).
+        """
+
+        def finish() -> tuple[int, str]:
+            self._engine.collective_rpc("finish_weight_update")
+            self._engine.set_weight_version(str(version))
+            digests = set(self._engine.collective_rpc("received_digest"))
+            if len(digests) != 1:
+                raise RuntimeError(f"the workers of this sampler loaded {len(digests)} digests")
+            return int(self._engine.get_weight_version()), digests.pop()
+
+        return self._do(finish)
+
+    def close(self) -> None:
+        def stop() -> None:
+            self._stopping = True
+
+        self._do(stop).result()
+        self._thread.join()
+
+
+def _build_engine(args: dict[str, Any]) -> Any:
+    # Importing vLLM allocates so much that the collector runs for seconds, finding nothing.
+    gc.disable()
+    from vllm import EngineArgs
+    from vllm.config import WeightTransferConfig
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    gc.freeze()
+    transfer = WeightTransferConfig(backend=args.pop("weight_backend"))
+    engine = LLMEngine.from_engine_args(EngineArgs(**args, weight_transfer_config=transfer))
+    gc.enable()
+    return engine
+
+
+def _load_tokenizer(model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)

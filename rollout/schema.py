@@ -1,0 +1,214 @@
+"""The Arrow schema of one step's data, and groups <-> table.
+
+The table on the wire is the table on disk. It holds facts only: tokens, behaviour logprobs, policy
+versions, rewards. Advantages and losses are the learner's. Whatever is wrong with a group is refused
+here, once, by a message that names group, sample and column.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from rewards import Score
+from rollout.types import Completion, Group, Prompt, ScoredGroup
+
+SCHEMA_VERSION = "1"
+
+
+def _list_of(value_type: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("item", value_type, nullable=False))
+
+
+ROLLOUTS = pa.schema(
+    [
+        pa.field("group_id", pa.int64(), nullable=False),
+        pa.field("sample_id", pa.int32(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("completion", pa.string(), nullable=False),
+        pa.field("prompt_ids", _list_of(pa.int32()), nullable=False),
+        pa.field("completion_ids", _list_of(pa.int32()), nullable=False),
+        pa.field("trainable", _list_of(pa.bool_()), nullable=False),
+        pa.field("behaviour_logprobs", _list_of(pa.float32()), nullable=False),
+        pa.field("policy_versions", _list_of(pa.int32()), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("reward", pa.float64(), nullable=True),
+        pa.field("reward_parts", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("reward_note", pa.string(), nullable=False),
+    ]
+)
+"""One row per completion. `reward` is float64, not float32: 0.1 written as float32 and read back is
+not the 0.1 that the verifier returned, and re-scoring must agree to the bit."""
+
+
+def to_table(groups: Sequence[ScoredGroup], *, step: int, run: str, temperature: float) -> pa.Table:
+    """The table of one step, rows in the order of groups and siblings.
+
+    Raises ValueError on misaligned columns, logprobs that are not finite where the token is
+    trainable, and completions without a trainable token.
+    """
+    for scored in groups:
+        _check(scored)
+    rows = [
+        (scored.group, sample, completion, score)
+        for scored in groups
+        for sample, (completion, score) in enumerate(
+            zip(scored.group.completions, scored.scores, strict=True)
+        )
+    ]
+    columns = {
+        "group_id": [group.ticket for group, *_ in rows],
+        "sample_id": [sample for _, sample, *_ in rows],
+        "prompt_id": [group.prompt.id for group, *_ in rows],
+        "source": [group.prompt.source for group, *_ in rows],
+        "prompt": [group.prompt.text for group, *_ in rows],
+        "answer": [group.prompt.answer for group, *_ in rows],
+        "completion": [completion.text for *_, completion, _ in rows],
+        "prompt_ids": _ragged([group.prompt.token_ids for group, *_ in rows], np.int32),
+        "completion_ids": _ragged([c.token_ids for *_, c, _ in rows], np.int32),
+        "trainable": _ragged([c.trainable for *_, c, _ in rows], np.bool_),
+        "behaviour_logprobs": _ragged([c.logprobs for *_, c, _ in rows], np.float32),
+        "policy_versions": _ragged([c.versions for *_, c, _ in rows], np.int32),
+        "finish_reason": [completion.finish_reason for *_, completion, _ in rows],
+        "reward": [score.reward for *_, score in rows],
+        "reward_parts": [list(score.parts.items()) for *_, score in rows],
+        "reward_note": [score.note for *_, score in rows],
+    }
+    arrays = [
+        column if isinstance(column, pa.Array) else pa.array(column, type=field.type)
+        for field, column in zip(ROLLOUTS, columns.values(), strict=True)
+    ]
+    metadata = {
+        "grpo.schema": SCHEMA_VERSION,
+        "step": str(step),
+        "run": run,
+        "temperature": repr(temperature),
+    }
+    return pa.Table.from_arrays(arrays, schema=ROLLOUTS.with_metadata(metadata))
+
+
+def _ragged(arrays: list[np.ndarray], dtype: type) -> pa.Array:
+    offsets = np.zeros(len(arrays) + 1, dtype=np.int32)
+    np.cumsum([len(a) for a in arrays], out=offsets[1:])
+    values = np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.empty(0, dtype)
+    value_type = pa.from_numpy_dtype(np.dtype(dtype))
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(values, type=value_type), type=_list_of(value_type)
+    )
+
+
+def _check(scored: ScoredGroup) -> None:
+    group = scored.group
+    where = f"group {group.ticket} (prompt {group.prompt.id})"
+    if len(scored.scores) != len(group.completions):
+        raise ValueError(
+            f"{where}: {len(group.completions)} completions but {len(scored.scores)} scores"
+        )
+    if len(group.prompt.token_ids) == 0:
+        raise ValueError(f"{where}: column prompt_ids is empty")
+    for sample, completion in enumerate(group.completions):
+        length = len(completion.token_ids)
+        for column, values in (
+            ("trainable", completion.trainable),
+            ("behaviour_logprobs", completion.logprobs),
+            ("policy_versions", completion.versions),
+        ):
+            if len(values) != length:
+                raise ValueError(
+                    f"{where}, sample {sample}: column {column} has {len(values)} entries, "
+                    f"completion_ids has {length}"
+                )
+        if not completion.trainable.any():
+            raise ValueError(f"{where}, sample {sample}: no trainable token")
+        bad = completion.trainable & ~np.isfinite(completion.logprobs)
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            raise ValueError(
+                f"{where}, sample {sample}: column behaviour_logprobs is "
+                f"{completion.logprobs[at]} at token {at}, which is trainable"
+            )
+
+
+def to_groups(table: pa.Table) -> list[ScoredGroup]:
+    """The groups of a table, the exact inverse of `to_table`. Raises ValueError when the table is
+    not of this schema."""
+    check_schema(table)
+    groups: list[ScoredGroup] = []
+    rows = table.to_pylist()
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end < len(rows) and rows[end]["group_id"] == rows[start]["group_id"]:
+            continue
+        groups.append(_group(rows[start:end]))
+        start = end
+    return groups
+
+
+def _group(rows: list[dict]) -> ScoredGroup:
+    first = rows[0]
+    prompt = Prompt(
+        id=first["prompt_id"],
+        token_ids=np.array(first["prompt_ids"], dtype=np.int32),
+        text=first["prompt"],
+        answer=first["answer"],
+        source=first["source"],
+    )
+    completions = tuple(
+        Completion(
+            token_ids=np.array(row["completion_ids"], dtype=np.int32),
+            trainable=np.array(row["trainable"], dtype=np.bool_),
+            logprobs=np.array(row["behaviour_logprobs"], dtype=np.float32),
+            versions=np.array(row["policy_versions"], dtype=np.int32),
+            text=row["completion"],
+            finish_reason=row["finish_reason"],
+        )
+        for row in rows
+    )
+    scores = tuple(
+        Score(reward=row["reward"], parts=dict(row["reward_parts"]), note=row["reward_note"])
+        for row in rows
+    )
+    group = Group(ticket=first["group_id"], prompt=prompt, completions=completions)
+    return ScoredGroup(group=group, scores=scores)
+
+
+def check_schema(table: pa.Table) -> None:
+    """Raises ValueError naming the first column that is missing or of another type."""
+    for field in ROLLOUTS:
+        if field.name not in table.schema.names:
+            raise ValueError(
+                f"the table has no column {field.name!r} (it has {table.schema.names})"
+            )
+        found = table.schema.field(field.name).type
+        if found != field.type:
+            raise ValueError(f"column {field.name!r} is {found}, expected {field.type}")
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write under a temporary name, flush to the disk, rename: the file is whole or not there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_table(path: Path) -> pa.Table:
+    """Raises ValueError when the file is not an Arrow table of this schema."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not an Arrow file: {error}") from error
+    try:
+        check_schema(table)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return table

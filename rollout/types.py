@@ -1,0 +1,79 @@
+"""The four records. All frozen: a stage that adds knowledge returns a new type.
+
+The four arrays of a completion are aligned; the Arrow schema (`rollout/schema.py`) checks that once,
+when groups become a table.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rewards import Attempt, Score
+
+FinishReason = Literal["stop", "length", "abort"]
+
+NO_POLICY = -1
+"""Policy version of tokens that no policy of this run sampled: demonstrations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    id: str
+    """Where it came from: "train/17" is row 17 of train.jsonl."""
+    token_ids: np.ndarray
+    """int32 [T]; the chat template is applied. These go to vLLM and to the learner unchanged."""
+    text: str
+    answer: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    token_ids: np.ndarray
+    """int32 [T], the end-of-turn token included where there is one."""
+    trainable: np.ndarray
+    """bool [T]; false on tokens that the policy did not choose."""
+    logprobs: np.ndarray
+    """float32 [T]; behaviour logprobs, 0 where not trainable."""
+    versions: np.ndarray
+    """int32 [T]; the policy version that sampled each token."""
+    text: str
+    finish_reason: FinishReason
+
+    def attempt(self) -> Attempt:
+        return Attempt(
+            text=self.text,
+            num_tokens=len(self.token_ids),
+            truncated=self.finish_reason != "stop",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    ticket: int
+    """Number of admission: 0, 1, 2, ... in the order in which prompts entered."""
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+
+    @property
+    def oldest_version(self) -> int:
+        """The oldest policy version among the trainable tokens."""
+        return min(int(c.versions[c.trainable].min()) for c in self.completions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    group: Group
+    scores: tuple[Score, ...]
+
+    @property
+    def rewards(self) -> list[float]:
+        """The rewards of the completions that could be scored."""
+        return [s.reward for s in self.scores if s.reward is not None]
+
+    @property
+    def is_uniform(self) -> bool:
+        """Every reward is the same: no signal for a group baseline."""
+        rewards = self.rewards
+        return not rewards or min(rewards) == max(rewards)
