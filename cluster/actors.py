@@ -74,7 +74,7 @@ class ScorerActor:
         return "Scorer"
 
 
-@ray.remote(concurrency_groups={"watch": 1})
+@ray.remote(concurrency_groups={"watch": 1})  # pyright: ignore[reportCallIssue, reportArgumentType]
 class LearnerActor:
     """One learner rank. Its work runs in one thread; `progress` answers meanwhile."""
 

@@ -82,7 +82,7 @@ def evaluate(argv: Sequence[str]) -> int:
     arguments = parse(argv, switches=set(), with_value=set())
     if len(arguments.words) != 1:
         raise ValueError("eval needs one checkpoint folder")
-    from cluster.evaluate import evaluate_checkpoint
+    from cluster.train import evaluate_checkpoint
 
     evaluate_checkpoint(Path(arguments.words[0]), arguments.overrides)
     return 0

@@ -245,8 +245,9 @@ class Loaded:
         )
 
 
-def load(files: Sequence[str], overrides: Sequence[str] = ()) -> Loaded:
+def load(files: Sequence[str], overrides: Sequence[str] = (), *, key: str = "") -> Loaded:
     """Layer YAML files left to right, then `a.b=value` overrides (a leading `--` is allowed).
+    With `key`, the options are found under it in each file.
 
     Raises ValueError for a file that is missing or no mapping, an unknown option, or a value of the
     wrong kind.
@@ -254,21 +255,20 @@ def load(files: Sequence[str], overrides: Sequence[str] = ()) -> Loaded:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for file in files:
-        for key, value in flatten(_read_yaml(file)):
-            _set(values, origins, key, value, file)
+        content = _read_yaml(file)
+        for name, value in flatten(content[key] if key else content):
+            _set(values, origins, name, value, file)
     for override in overrides:
-        key, equals, text = override.removeprefix("--").partition("=")
+        name, equals, text = override.removeprefix("--").partition("=")
         if not equals:
             raise ValueError(f"{override!r} is neither a YAML file nor an override like a.b=1")
         try:
             value = _number(yaml.safe_load(text))
         except yaml.YAMLError as error:
-            raise ValueError(f"the value of {key} is not YAML: {text!r}") from error
-        if isinstance(value, dict) and key not in OPEN_TABLES:
-            for inner, inner_value in flatten(value, f"{key}."):
-                _set(values, origins, inner, inner_value, "command line")
-        else:
-            _set(values, origins, key, value, "command line")
+            raise ValueError(f"the value of {name} is not YAML: {text!r}") from error
+        tree = isinstance(value, dict) and name not in OPEN_TABLES
+        for inner, part in flatten(value, f"{name}.") if tree else [(name, value)]:
+            _set(values, origins, inner, part, "command line")
     try:
         return Loaded(RunConfig.model_validate(values), origins)
     except ValidationError as error:

@@ -37,14 +37,17 @@ class Inputs:
         return self.given.at(ticket)
 
 
-def read(config: RunConfig, *, replay: Path | None = None) -> Inputs:
+def read(config: RunConfig, *, replay: Path | None = None, held_out_only: bool = False) -> Inputs:
     """Load tokenizer and datasets. Raises ValueError for anything that is missing or unfit."""
     tokenizer = load_tokenizer(config.model.path)
     for name in config.rewards.verifiers:
         find_verifier(name)
     notes: list[str] = []
     prompts = given = None
-    if replay is not None:
+    fingerprint = ""
+    if held_out_only:
+        pass
+    elif replay is not None:
         given = Recording(replay, config.schedule.groups_per_step)
         notes.append(f"replay: {given.steps} recorded steps of {replay}")
         fingerprint = str(replay)

@@ -1,8 +1,9 @@
-"""What was trained: one line per optimizer step, and each step's table on disk before it is trained.
+"""What was trained: one line per optimizer step, and each step's table on disk before it is
+trained.
 
-`ledger.jsonl` is only ever appended to while a run goes on. A run that resumes from a checkpoint puts
-the lines behind it aside (`ledger.jsonl.1`, `.2`, ...): those steps are trained again, from the same
-prompts.
+`ledger.jsonl` is only ever appended to while a run goes on. A run that resumes from a checkpoint
+puts the lines behind it aside (`ledger.jsonl.1`, `.2`, ...): those steps are trained again, from
+the same prompts.
 """
 
 import json
@@ -44,8 +45,9 @@ class Ledger:
     def lines(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []
-        whole = [line for line in self._path.read_text().splitlines(keepends=True)]
-        return [json.loads(line) for line in whole if line.endswith("\n")]
+        lines = self._path.read_text().splitlines(keepends=True)
+        # A line without its end was being written when the run died; it committed nothing.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def rewind(self, step: int) -> int:
         """Forget what came after `step`; how many steps that were."""

@@ -4,7 +4,8 @@
        ^                                                                      | take, oldest first
        +--- release the slots <- publish(version + 1) <- update(table) <------+
 
-Synchronous, one-step-off and asynchronous training are this loop with `schedule.max_staleness` 0, 1, n.
+Synchronous, one-step-off and asynchronous training are this loop with `schedule.max_staleness` 0,
+1, n.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ async def train(run: Run) -> None:
     """Train to the last step. Consumes groups from the window; waits for them, for the learner and
     for the samplers to hold the new weights; unblocks admission by releasing slots."""
     step = await run.restore()
-    await run.publish(version=step)
+    await run.publish(step)
     if step == 0:
         await run.evaluate(step)
     if step >= run.config.steps:
@@ -41,7 +42,7 @@ async def train(run: Run) -> None:
             metrics |= await run.update(table)
             run.ledger.commit(step + 1, groups)
             step += 1
-            metrics |= await run.publish(version=step)
+            metrics |= await run.publish(step)
             await run.window.release(len(groups))  # only now may new prompts enter
             run.log(step, metrics)
             await run.milestones(step)
@@ -54,8 +55,9 @@ def check(run: Run, groups: list[ScoredGroup], *, version: int) -> dict[str, flo
     bound = run.config.schedule.max_staleness
     if run.inputs.prompts is not None and metrics["schedule/staleness_max"] > bound:
         raise RuntimeError(
-            f"step {version + 1} was about to train a group {metrics['schedule/staleness_max']:.0f} "
-            f"versions old, schedule.max_staleness={bound}: this is a bug in the schedule"
+            f"step {version + 1} was about to train a group "
+            f"{metrics['schedule/staleness_max']:.0f} versions old, "
+            f"schedule.max_staleness={bound}: this is a bug in the schedule"
         )
     return metrics
 

@@ -65,7 +65,8 @@ class MetricsWriter:
     warning; it never stops a run."""
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:
-        self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
+        path = folder / "metrics.jsonl"
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  # until close
         self._board: Any = None
         self.warning = ""
         if tensorboard:

@@ -26,8 +26,8 @@ async def ask_all(members: Sequence[tuple[str, Any]], *, what: str, seconds: flo
     """The results of calls already made, `(name of the actor, object reference)` each, in order.
 
     The first failure wins: with collectives, the others only fail because of it, or hang. Raises
-    RuntimeError (ValueError when the actor raised one) naming the actor; on the deadline, naming all
-    that have not answered.
+    RuntimeError (ValueError when the actor raised one) naming the actor; on the deadline, naming
+    all that have not answered.
     """
     tasks = {asyncio.ensure_future(_answer(ref)): name for name, ref in members}
     done, waiting = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
@@ -52,8 +52,8 @@ async def _answer(ref: Any) -> Any:
 class Pool:
     """Actors that do the same thing. A call goes to the one with the fewest calls under way.
 
-    With `start`, a member that dies is replaced and its call is made once more; without, its death is
-    the caller's error.
+    With `restart`, a member that dies is replaced and its call is made once more; without, its
+    death is the caller's error.
     """
 
     def __init__(
@@ -65,13 +65,19 @@ class Pool:
         restart: Callable[[int], ActorHandle] | None = None,
     ) -> None:
         self.name = name
-        self.members = list(members)
-        self._busy = [0] * len(members)
+        self.members: list[ActorHandle] = []
+        self._busy: list[int] = []
+        self.adopt(members)
         self._seconds = seconds
         self._restart = restart
         self.restarts = 0
 
+    def adopt(self, members: Sequence[ActorHandle]) -> None:
+        self.members = list(members)
+        self._busy = [0] * len(members)
+
     async def call(self, method: str, *args: Any) -> Any:
+        """The result of one call on the least busy member."""
         try:
             return await self._call_once(method, *args)
         except ActorDiedError as error:
@@ -103,13 +109,16 @@ class Pool:
         finally:
             self._busy[index] -= 1
 
-    async def all(self, method: str, *args: Any, seconds: float | None = None) -> list[Any]:
-        """Call every member at once; the results in order."""
-        calls = [
+    def submit(self, method: str, *args: Any) -> list[tuple[str, Any]]:
+        """Call every member, for `ask_all`."""
+        return [
             (f"{self.name}/{index}", getattr(member, method).remote(*args))
             for index, member in enumerate(self.members)
         ]
-        return await ask_all(calls, what=method, seconds=seconds or self._seconds)
+
+    async def all(self, method: str, *args: Any) -> list[Any]:
+        """Call every member at once; the results in order."""
+        return await ask_all(self.submit(method, *args), what=method, seconds=self._seconds)
 
     def kill(self) -> None:
         for member in self.members:

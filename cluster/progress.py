@@ -28,10 +28,10 @@ class Progress:
         self.step = 0
         self.steps = 0
         self.phase = ""
-        self.groups = (0, 0)
+        self.groups: tuple[int, int] = (0, 0)
         """(sampled, wanted) of the step that is being collected"""
         self.scored = 0
-        self.update = (0, 0)
+        self.update: tuple[int, int] = (0, 0)
         """(micro-batches done, micro-batches)"""
         self.reward: float | None = None
 
@@ -72,13 +72,15 @@ class Progress:
         print(f"{start}{text}", file=self._stream, flush=True)
         self._printed_at = time.monotonic()
 
+    def step_line(self, text: str) -> None:
+        """What a finished step has to say, where there is no live line; at most one a second."""
+        self.phase = ""
+        if not self._live and time.monotonic() - self._printed_at >= 1.0:
+            self.line(f"{self.render()} · {text}")
+
     def clear(self) -> None:
         if self._live:
             print("\r\x1b[2K", end="", file=self._stream, flush=True)
-
-    @property
-    def is_live(self) -> bool:
-        return self._live
 
     def _draw(self) -> None:
         if self._live:

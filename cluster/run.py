@@ -1,7 +1,7 @@
 """Run: everything that one training run holds, from bring-up to tear-down.
 
-The loop (`cluster/loop.py`) calls `take`, `update`, `publish`, `evaluate`, `save` on it and knows nothing
-of actors.
+The loop (`cluster/loop.py`) calls `take`, `update`, `publish`, `evaluate`, `save` on it and knows
+nothing of actors.
 """
 
 import asyncio
@@ -17,41 +17,48 @@ import pyarrow as pa
 import ray
 
 from cluster import checkpoint
-from cluster.actors import LearnerActor, SamplerActor, ScorerActor
 from cluster.checkpoint import Checkpoint
 from cluster.config import RunConfig
 from cluster.device import Device
+from cluster.evaluate import evaluate
 from cluster.inputs import Inputs
 from cluster.ledger import Ledger
 from cluster.metrics import MetricsWriter
-from cluster.pool import Pool, ask_all
+from cluster.placement import Fleet, Shape
+from cluster.pool import ask_all
 from cluster.progress import Progress
-from cluster.window import Window
+from cluster.window import Window, WindowState
 from rollout import ScoredGroup
-from rollout.transfer import Endpoint
-
-RUN_MARK = "COHORT_RUN"
-"""Environment variable of every process of a run: its run folder."""
 
 
 class Run:
+    """`learns=False` brings up samplers and scorers only, for an evaluation."""
+
     def __init__(
-        self, config: RunConfig, inputs: Inputs, device: Device, progress: Progress
+        self,
+        config: RunConfig,
+        inputs: Inputs,
+        device: Device,
+        progress: Progress,
+        *,
+        learns: bool = True,
     ) -> None:
         self.config = config
         self.inputs = inputs
         self.device = device
         self.progress = progress
         self.folder = config.folder.resolve()
+        shape = Shape.of(config, learns=learns, samples=inputs.needs_samplers)
+        self.fleet = Fleet(config, device, shape, progress, self.folder)
+        self.samplers = self.fleet.samplers
+        self.scorers = self.fleet.scorers
+        self.learners = self.fleet.learners
         self.checkpoints = self.folder / "checkpoints"
         self.ledger = Ledger(self.folder, keep_rollouts=config.logging.keep_rollouts)
         self.metrics = MetricsWriter(self.folder, tensorboard=config.logging.tensorboard)
         self.headline = next(iter(config.rewards.verifiers))
         """The part of the reward that a run is judged by: the first verifier listed."""
         self.window: Window
-        self.samplers: Pool
-        self.scorers: Pool
-        self.learners: Pool
         self.seconds: dict[str, float] = {}
         self._lap: dict[str, float] = {}
         """Seconds per phase since the last logged step; `seconds` counts from the first."""
@@ -61,135 +68,12 @@ class Run:
         self.trained_groups = 0
         self.resumed_from = 0
 
-    # -- bring-up and tear-down -------------------------------------------------------------------
-
     async def start(self) -> None:
-        """Place all actors and wait until each is ready. Raises RuntimeError naming those that are
-        not, with what was asked for and what the cluster has."""
         with self.timed("start"):
-            config, device = self.config, self.device
-            samplers = config.sampler.replicas if self.inputs.needs_samplers else 0
-            scorers = config.rewards.scorers if self.inputs.needs_samplers else 0
-            timeout = config.cluster.step_timeout
-            make_learner = self._make(LearnerActor, "learner", device.learner_env, 1)
-            make_sampler = self._make(
-                SamplerActor, "sampler", device.sampler_env, config.sampler.tensor_parallel
-            )
-            self._make_scorer = self._make(ScorerActor, "scorer", {}, 0)
-            self.learners = Pool(
-                "learner", [make_learner(r) for r in range(config.learner.ranks)], seconds=timeout
-            )
-            self.samplers = Pool(
-                "sampler", [make_sampler(i) for i in range(samplers)], seconds=timeout
-            )
-            self.scorers = Pool(
-                "scorer",
-                [self._make_scorer(i) for i in range(scorers)],
-                seconds=timeout,
-                restart=self._restart_scorer,
-            )
-            await self._ready()
-
-    def _make(self, actor: Any, role: str, env: dict[str, str], units: int) -> Any:
-        """A factory of actors of one role: named, with the device's resources and environment."""
-        on_gpu = self.device.resource == "GPU" and units > 0
-        cpus = units if self.device.resource == "CPU" else 1
-        variables = {**env, RUN_MARK: str(self.folder)}
-        if not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-            # In a Ray job the uploaded folder is on every worker's path already.
-            root = str(Path(__file__).resolve().parent.parent)
-            variables["PYTHONPATH"] = os.pathsep.join(
-                filter(None, [root, os.environ.get("PYTHONPATH")])
-            )
-        options: dict[str, Any] = {
-            "num_cpus": cpus if units else self.device.scorer_cpus,
-            "num_gpus": units if on_gpu else 0,
-            "max_restarts": 0,
-            "runtime_env": {"env_vars": variables},
-        }
-        if role == "sampler":
-            options["max_concurrency"] = 10_000  # every call is a coroutine that only waits
-        prefix = f"{self.folder.name}-{os.getpid()}-{time.monotonic_ns()}"
-        return lambda index: actor.options(name=f"{prefix}/{role}/{index}", **options).remote()
-
-    def _restart_scorer(self, index: int) -> Any:
-        self.progress.line(f"scorer/{index} died; a new one takes its place")
-        restarts = self.scorers.restarts + 1
-        make = self._make(ScorerActor, f"scorer-{restarts}", {}, 0)
-        actor = make(index)
-        actor.start.remote(self.config.rewards)
-        return actor
-
-    async def _ready(self) -> None:
-        config, device = self.config, self.device
-        seconds = config.cluster.start_timeout
-        placed = asyncio.create_task(self._say_who_waits())
-        try:
-            first = self.learners.members[0].address.remote(config.cluster.port)
-            [(host, port)] = await ask_all(
-                [("learner/0", first)], what="being placed", seconds=seconds
-            )
-            starts = []
-            for rank, learner in enumerate(self.learners.members):
-                placement = {
-                    "rank": rank,
-                    "ranks": config.learner.ranks,
-                    "address": host,
-                    "port": port,
-                    "collectives": device.collectives,
-                    "dtype": device.dtype,
-                    "timeout_seconds": config.cluster.step_timeout,
-                }
-                options = {
-                    "steps": config.steps,
-                    "temperature": config.sampler.sampling.temperature,
-                }
-                model = config.model.model_copy(update={"path": absolute(config.model.path)})
-                call = learner.start.remote(config.learner, model, placement, options)
-                starts.append((f"learner/{rank}", call))
-            arguments = {**device.engine_args, "weight_backend": device.weight_backend}
-            for index, sampler in enumerate(self.samplers.members):
-                call = sampler.start.remote(
-                    absolute(config.model.path), config.sampler, arguments, config.max_model_len
-                )
-                starts.append((f"sampler/{index}", call))
-            for index, scorer in enumerate(self.scorers.members):
-                starts.append((f"scorer/{index}", scorer.start.remote(config.rewards)))
-            await ask_all(starts, what="starting", seconds=seconds)
-            if self.samplers.members:
-                self.endpoint = Endpoint(
-                    backend=device.weight_backend,
-                    directory=config.cluster.weight_directory,
-                    address=host,
-                    port=port + 1,
-                    num_workers=config.sampler.replicas * config.sampler.tensor_parallel,
-                )
-                await self.learners.all(
-                    "connect",
-                    self.endpoint,
-                    self.samplers.members,
-                    config.cluster.step_timeout,
-                    seconds=seconds,
-                )
-        finally:
-            placed.cancel()
-
-    async def _say_who_waits(self) -> None:
-        """Every half minute, what was asked of the cluster and what it has free."""
-        while True:
-            await asyncio.sleep(30)
-            total, free = ray.cluster_resources(), ray.available_resources()
-            kind = self.device.resource
-            self.progress.line(
-                f"still starting: asked for {asked(self.config, self.device, self.inputs)}; the "
-                f"cluster has {total.get(kind, 0):g} {kind} ({free.get(kind, 0):g} free)"
-            )
+            await self.fleet.start()
 
     def stop(self) -> None:
-        """End every actor at once. What they hold is on disk or was never promised."""
-        for pool in ("samplers", "learners", "scorers"):
-            if hasattr(self, pool):
-                getattr(self, pool).kill()
+        self.fleet.kill()
         self.metrics.close()
 
     # -- what the loop asks for -------------------------------------------------------------------
@@ -264,34 +148,40 @@ class Run:
     async def _watch_update(self) -> None:
         while True:
             await asyncio.sleep(0.5)
-            self.progress.update = await self.learners.members[0].progress.remote()
+            [self.progress.update] = await ask_all(
+                [("learner/0", self.learners.members[0].progress.remote())],
+                what="progress",
+                seconds=self.config.cluster.step_timeout,
+            )
 
-    async def publish(self, *, version: int) -> dict[str, float]:
-        """Give the samplers the learner's weights, as this version, and prove that they have them.
-
-        Each sampler acknowledges version and digest before it serves again; then learner and
-        samplers score the same tokens. Raises RuntimeError when either disagrees.
-        """
-        if not self.samplers.members:
+    async def publish(self, version: int) -> dict[str, float]:
+        """Give the samplers the learner's weights, as this version, unless nobody would sample
+        under them: a supervised run publishes when it evaluates."""
+        if self.inputs.prompts is None:
             return {}
         self.progress.phase = "publish"
         with self.timed("publish"):
-            await self.samplers.all("pause")
-            digest, *_ = await self.learners.all("send_weights")
-            for index, answer in enumerate(await self.samplers.all("acknowledged")):
-                if tuple(answer) != (version, digest):
-                    raise RuntimeError(
-                        f"sampler/{index} holds version {answer[0]} with digest "
-                        f"{answer[1][:12] or 'none'}; the learner sent version {version} with "
-                        f"digest {digest[:12] or 'none'}"
-                    )
-            await self.samplers.all("resume")
-            gap = await self._canary()
+            return await self._publish(version)
+
+    async def _publish(self, version: int) -> dict[str, float]:
+        """Each sampler acknowledges version and digest before it serves again; then learner and
+        samplers score the same tokens. Raises RuntimeError when either disagrees."""
+        await self.samplers.all("pause")
+        digest, *_ = await self.learners.all("send_weights")
+        for index, answer in enumerate(await self.samplers.all("acknowledged")):
+            if tuple(answer) != (version, digest):
+                raise RuntimeError(
+                    f"sampler/{index} holds version {answer[0]} with digest "
+                    f"{answer[1][:12] or 'none'}; the learner sent version {version} with digest "
+                    f"{digest[:12] or 'none'}"
+                )
+        await self.samplers.all("resume")
+        gap = await self._canary()
         if not gap <= self.device.canary_bound:
             raise RuntimeError(
-                f"after publishing version {version}, learner and samplers disagree by {gap:.2g} on "
-                f"the logprobs of the same tokens (cluster.canary_bound={self.device.canary_bound}):"
-                " the samplers do not hold the learner's weights"
+                f"after publishing version {version}, learner and samplers disagree by {gap:.2g} "
+                "on the logprobs of the same tokens (cluster.canary_bound="
+                f"{self.device.canary_bound}): the samplers do not hold the learner's weights"
             )
         return {"policy/canary_gap": gap}
 
@@ -315,17 +205,15 @@ class Run:
         self.progress.end_step(step)
         if metrics.get("rollout/uniform_groups") == 1.0 and self.inputs.prompts is not None:
             self.progress.line(
-                f"step {step}: every group had uniform rewards, so nothing was learned: the task is "
-                "too hard, too easy, or the verifier never matches"
+                f"step {step}: every group had uniform rewards, so nothing was learned: the task "
+                "is too hard, too easy, or the verifier never matches"
             )
         if metrics.get("reward/verifier_errors"):
             count = metrics["reward/verifier_errors"]
             self.progress.line(f"step {step}: the verifier failed on {count:.0f} completions")
-        if not self.progress.is_live:
-            self.progress.line(
-                f"{self.progress.render()} · loss {metrics['learner/loss']:.4f}"
-                f" · length {metrics['rollout/length']:.1f}"
-            )
+        self.progress.step_line(
+            f"loss {metrics['learner/loss']:.4f} · length {metrics['rollout/length']:.1f}"
+        )
 
     async def milestones(self, step: int) -> None:
         """Evaluation and checkpoint, where this step is due for one."""
@@ -340,10 +228,10 @@ class Run:
     async def evaluate(self, step: int) -> None:
         if not self.inputs.held_out:
             return
-        from cluster.evaluate import evaluate
-
         self.progress.phase = "evaluate"
         with self.timed("evaluate"):
+            if self.inputs.prompts is None:
+                await self._publish(step)
             metrics = await evaluate(self)
         self.evaluations[step] = metrics
         self.metrics.write(step, metrics)
@@ -355,7 +243,7 @@ class Run:
             f" · length {metrics['eval/length']:.1f}"
         )
 
-    async def save(self, step: int, window: Any) -> None:
+    async def save(self, step: int, window: WindowState) -> None:
         """Write a checkpoint. A full disk is a warning; training goes on with the last good one."""
         self.progress.phase = "save"
         with self.timed("save"):
@@ -396,28 +284,6 @@ class Run:
 
     def last_checkpoint(self) -> Checkpoint | None:
         return checkpoint.newest(self.checkpoints)[0]
-
-
-def absolute(path: str) -> str:
-    """A folder by its whole path, for processes with another working folder; a hub id as it is."""
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
-
-
-def asked(config: RunConfig, device: Device, inputs: Inputs) -> str:
-    """ "1 learner x 1 CPU + 1 sampler x 1 CPU"."""
-    parts = [f"{config.learner.ranks} learner x 1 {device.resource}"]
-    if inputs.needs_samplers:
-        tensor = config.sampler.tensor_parallel
-        parts.append(f"{config.sampler.replicas} sampler x {tensor} {device.resource}")
-        if device.scorer_cpus:
-            parts.append(f"{config.rewards.scorers} scorer x {device.scorer_cpus:g} CPU")
-    return " + ".join(parts)
-
-
-def units(config: RunConfig, *, samples: bool) -> int:
-    """Devices that learners and samplers need together."""
-    samplers = config.sampler.replicas * config.sampler.tensor_parallel
-    return config.learner.ranks + (samplers if samples else 0)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,22 +11,25 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from cluster import checkpoint, loop
 from cluster import inputs as inputs_module
-from cluster import loop
-from cluster.config import RunConfig
-from cluster.device import resolve
+from cluster.config import RunConfig, load
+from cluster.device import Device, resolve
 from cluster.errors import Stopped
+from cluster.evaluate import evaluate
 from cluster.inputs import Inputs
+from cluster.placement import Shape
 from cluster.progress import Progress
 from cluster.report import result_of, show
-from cluster.run import Run, asked, units, write_json
+from cluster.run import Run, write_json
 
 JOB_FOLDER = "runtime_resources"
 """Part of the path of the folder that Ray unpacks a submitted job into, and deletes with it."""
@@ -60,7 +63,7 @@ def execute(
 ) -> dict[str, Any]:
     """Run inside a claimed folder and a Ray session."""
     device = resolve(config, gpus=ray.cluster_resources().get("GPU", 0))
-    _check_capacity(config, inputs)
+    _check_capacity(config, device, Shape.of(config, learns=True, samples=inputs.needs_samplers))
     for note in inputs.notes:
         progress.line(note)
     started = time.monotonic()
@@ -78,6 +81,44 @@ def execute(
     if run.metrics.warning:
         progress.line(run.metrics.warning)
     return result
+
+
+def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> dict[str, float]:
+    """Evaluate a run's checkpoint by the recipe that made it, or any model folder with
+    `eval.dataset=...`. Raises ValueError when there is nothing to evaluate on."""
+    model = checkpoint.model_folder(path)
+    recipe = next((f / "config.json" for f in path.resolve().parents if _is_run(f)), None)
+    loaded = load([str(recipe)] if recipe else [], overrides, key="config")
+    given = {"model": loaded.config.model.model_copy(update={"path": str(model)})}
+    with tempfile.TemporaryDirectory(prefix="cohort-eval-") as folder:
+        config = loaded.config.model_copy(update={**given, "output_dir": folder, "name": "eval"})
+        config.folder.mkdir()
+        if not config.eval.dataset:
+            raise ValueError("nothing to evaluate on: set eval.dataset")
+        inputs = inputs_module.read(config, held_out_only=True)
+        progress = Progress(config.logging.progress)
+        with ray_session(config, progress):
+            device = resolve(config, gpus=ray.cluster_resources().get("GPU", 0))
+            _check_capacity(config, device, Shape.of(config, learns=False, samples=True))
+            run = Run(config, inputs, device, progress, learns=False)
+            try:
+                metrics = asyncio.run(guarded(_evaluation(run)))
+            finally:
+                run.stop()
+    for name, value in sorted(metrics.items()):
+        print(f"{name:<32} {value:.4f}")
+    return metrics
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").exists() and (folder / "checkpoints").is_dir()
+
+
+async def _evaluation(run: Run) -> dict[str, float]:
+    async with run.progress.shown():
+        await run.start()
+        run.progress.phase = "evaluating"
+        return await evaluate(run)
 
 
 async def guarded(body_of_run: Coroutine[Any, Any, Any]) -> Any:
@@ -105,7 +146,6 @@ async def guarded(body_of_run: Coroutine[Any, Any, Any]) -> Any:
 
 async def _body(run: Run) -> None:
     async with run.progress.shown():
-        run.progress.phase = f"starting {asked(run.config, run.device, run.inputs)}"
         await run.start()
         await loop.train(run)
 
@@ -118,7 +158,8 @@ def first_failure(group: BaseExceptionGroup) -> BaseException:
     return error
 
 
-# -- the run folder ---------------------------------------------------------------------------------
+# -- the run folder
+# ---------------------------------------------------------------------------------
 
 
 def _place(config: RunConfig, replay: Path | None) -> RunConfig:
@@ -166,8 +207,8 @@ def _check_same_run(config: RunConfig, folder: Path) -> None:
     if saved.exists():
         if config.checkpoint.resume == "never":
             raise ValueError(
-                f"{folder} is a run already and checkpoint.resume=never: set another name, or start "
-                "anew with --fresh (the old folder is moved aside)"
+                f"{folder} is a run already and checkpoint.resume=never: set another name, or "
+                "start anew with --fresh (the old folder is moved aside)"
             )
         theirs = json.loads(saved.read_text())["deciding"]
         if theirs != ours:
@@ -177,8 +218,8 @@ def _check_same_run(config: RunConfig, folder: Path) -> None:
                 if theirs.get(key) != ours.get(key)
             ]
             raise ValueError(
-                f"{folder} is a run of another config; set another name, or start anew with --fresh "
-                "(the old folder is moved aside). What differs:\n" + "\n".join(changed)
+                f"{folder} is a run of another config; set another name, or start anew with "
+                "--fresh (the old folder is moved aside). What differs:\n" + "\n".join(changed)
             )
     write_json(saved, {"deciding": ours, "config": config.model_dump(mode="json")})
 
@@ -192,7 +233,8 @@ def _prepare(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     return prepare(config)
 
 
-# -- Ray --------------------------------------------------------------------------------------------
+# -- Ray
+# --------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -204,21 +246,23 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
     address = config.cluster.address
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "local")
-    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": True}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
     if address == "local":
         progress.line("starting Ray on this machine")
         options |= {
             "include_dashboard": False,
             # Ray only counts these. One process per core is not needed: samplers wait while the
             # learner works.
-            "num_cpus": max(os.cpu_count() or 1, units(config, samples=True)),
+            "num_cpus": max(
+                os.cpu_count() or 1, Shape.of(config, learns=True, samples=True).devices(config)
+            ),
             "object_store_memory": 512 << 20,
         }
     else:
         progress.line(f"joining the Ray cluster at {address}")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        ray.init(address=address, logging_level="WARNING", **options)
+        ray.init(address=address, **options)
     except ConnectionError as error:
         raise RuntimeError(f"no Ray cluster at {address}: {error}") from error
     try:
@@ -227,15 +271,12 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_capacity(config: RunConfig, inputs: Inputs) -> None:
-    resources = ray.cluster_resources()
-    device = resolve(config, gpus=resources.get("GPU", 0))
-    wanted = units(config, samples=inputs.needs_samplers)
-    there = resources.get(device.resource, 0)
+def _check_capacity(config: RunConfig, device: Device, shape: Shape) -> None:
+    wanted, there = shape.devices(config), ray.cluster_resources().get(device.resource, 0)
     if wanted > there:
         raise ValueError(
-            f"the recipe asks for {asked(config, device, inputs)} = {wanted} {device.resource}, the "
-            f"Ray cluster has {there:g}: lower learner.ranks or sampler.replicas, or add nodes"
+            f"the recipe asks for {shape.describe(config, device)} = {wanted} {device.resource}, "
+            f"the Ray cluster has {there:g}: lower learner.ranks or sampler.replicas, or add nodes"
         )
 
 

@@ -5,13 +5,14 @@ samplers, so the number of groups alive can never exceed `(max_staleness + 1) * 
 That is the whole schedule: 0 is synchronous, 1 is one-step-off, n is asynchronous.
 
 Groups are taken first in, first out. That is unbiased (taking whatever is ready first starves long
-answers), and it gives the bound: before a group's turn at most `capacity - 1` others are taken, that is
-`max_staleness` whole steps, so it is trained at most `max_staleness` versions after its oldest token.
+answers), and it gives the bound: before a group's turn at most `capacity - 1` others are taken,
+that is `max_staleness` whole steps, so it is trained at most `max_staleness` versions after its
+oldest token.
 
-Example, groups_per_step 2, max_staleness 1, hence 4 slots: tickets 0 1 2 3 are admitted under version
-0. `take(2)` gives 0 and 1; nothing is admitted while they train, since their slots stay charged. After
-the publish of version 1, `release(2)` admits 4 and 5. Tickets 2 and 3, sampled under version 0, are
-trained next: staleness 1, the bound.
+Example, groups_per_step 2, max_staleness 1, hence 4 slots: tickets 0 1 2 3 are admitted under
+version 0. `take(2)` gives 0 and 1; nothing is admitted while they train, since their slots stay
+charged. After the publish of version 1, `release(2)` admits 4 and 5. Tickets 2 and 3, sampled under
+version 0, are trained next: staleness 1, the bound.
 """
 
 import asyncio

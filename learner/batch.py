@@ -1,12 +1,13 @@
 """Table to padded micro-batches for one rank.
 
-Every rank reads the whole table and computes the same plan, so denominators, advantages and the number
-of micro-batches agree everywhere without a collective. The shift by one (the logprob of a token is
-read one position before it) exists in this file only.
+Every rank reads the whole table and computes the same plan, so denominators, advantages and the
+number of micro-batches agree everywhere without a collective. The shift by one (the logprob of a
+token is read one position before it) exists in this file only.
 
 Legend: N rows of the table, B rows of a micro-batch, T time.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
     merged = column.combine_chunks()
     offsets = merged.offsets.to_numpy()
     values = merged.values.to_numpy(zero_copy_only=False)
-    return [values[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [values[a:b] for a, b in itertools.pairwise(offsets)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,8 @@ class MicroBatch:
 
     @property
     def targets_BT(self) -> Tensor:
-        """The token that each position predicts; the last column's is meaningless, never trained."""
+        """The token that each position predicts; the last column's is meaningless, never
+        trained."""
         return self.tokens_BT.roll(-1, dims=1)
 
 

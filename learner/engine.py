@@ -1,8 +1,8 @@
 """DeepSpeed behind five verbs: forward, backward, step, save, load.
 
-The loss scale lives here and nowhere else. ZeRO averages gradients over ranks, and our denominators are
-those of the whole step, so each loss is multiplied by the number of ranks. DeepSpeed's own gradient
-accumulation is off: any number of backward passes, then one step.
+The loss scale lives here and nowhere else. ZeRO averages gradients over ranks, and our denominators
+are those of the whole step, so each loss is multiplied by the number of ranks. DeepSpeed's own
+gradient accumulation is off: any number of backward passes, then one step.
 """
 
 import math
@@ -43,11 +43,12 @@ class Engine:
     def __init__(self, policy: Policy, config: LearnerConfig, placement: Placement) -> None:
         import deepspeed
 
+        initialize: Any = deepspeed.initialize  # its annotations are narrower than what it takes
         self._placement = placement
         self._clip_norm = config.optim.clip_norm
         self.stage = config.zero.stage
         self._plain = self.stage == 0 and placement.dtype == torch.float32
-        self._ds, *_ = deepspeed.initialize(
+        self._ds, *_ = initialize(
             model=policy,
             model_parameters=[p for p in policy.parameters() if p.requires_grad],
             config=self._settings(config),
@@ -56,7 +57,7 @@ class Engine:
             # Without ZeRO, DeepSpeed clips but keeps the norm to itself.
             self._norm = math.nan
             self._ds.optimizer.register_step_pre_hook(self._clip)
-        self.device = self._ds.device
+        self.device: torch.device = self._ds.device
 
     def _settings(self, config: LearnerConfig) -> dict[str, Any]:
         optim = config.optim

@@ -1,6 +1,7 @@
 """Learner: one rank. A plain class; `cluster/actors.py` makes each rank a Ray actor.
 
-Every public method but `progress` is a collective: it is called on all ranks, with the same arguments.
+Every public method but `progress` is a collective: it is called on all ranks, with the same
+arguments.
 """
 
 import math
@@ -46,7 +47,8 @@ class _Tally:
 
 
 class Learner:
-    """Trains on Arrow tables. Raises ValueError when the model cannot be loaded or is not supported.
+    """Trains on Arrow tables. Raises ValueError when the model cannot be loaded or is not
+    supported.
 
     `steps` is the length of the whole run, for the learning rate schedule. `temperature` is the one
     that completions are sampled with: logits are divided by it here as well.

@@ -8,9 +8,12 @@ from decimal import Decimal, InvalidOperation
 
 ANSWER_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 HASHES = re.compile(r"####\s*(.+)")
-# A sign, digits with or without thousands commas, a fraction part. Long digit runs are cut by
-# the verifier's input, not here: the expression is linear in the text.
-NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
+# A sign, digits with or without thousands commas, a fraction part; not the tail of a word ("AB2")
+# or of a list ("0,1"). Linear in the text.
+NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_])(?<!\d[,.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<!\d)[-+]?\.\d+"
+)
+LATEX_TERM = re.compile(r"\\(?:d|t)?frac|\\sqrt")
 
 
 def last_answer_block(text: str) -> str | None:
@@ -46,8 +49,13 @@ def final_answer(text: str) -> str | None:
     hashes = HASHES.findall(text)
     if hashes:
         return hashes[-1].strip()
-    numbers = NUMBER.findall(text)
-    return numbers[-1] if numbers else None
+    numbers = list(NUMBER.finditer(text))
+    if not numbers:
+        return None
+    last = numbers[-1]
+    if text[last.end() : last.end() + 1] == "}" and LATEX_TERM.search(text):
+        return None  # a part of a fraction or root, not an answer by itself
+    return last[0]
 
 
 def as_number(text: str) -> Decimal | None:

@@ -35,10 +35,10 @@ class Child:
         self._read, from_child_write = os.pipe()
         root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(dict.fromkeys([root, os.getcwd(), *filter(None, sys.path)]))
+        arguments = (to_child_read, from_child_write, os.getpid())
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rewards.child"]
-                + [str(to_child_read), str(from_child_write), str(os.getpid())],
+                [sys.executable, "-m", "rewards.child", *map(str, arguments)],
                 pass_fds=(to_child_read, from_child_write),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from rewards import answers, formats
 
@@ -99,4 +99,4 @@ def find_verifier(name: str) -> Verifier:
         ) from error
     if not callable(verifier):
         raise ValueError(f"rewards.verifiers: {name!r} is a {type(verifier).__name__}, no function")
-    return verifier
+    return cast(Verifier, verifier)

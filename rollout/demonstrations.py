@@ -17,9 +17,9 @@ from rollout.types import NO_POLICY, Completion, Group, Prompt, ScoredGroup
 class DemonstrationStream:
     """Rows of a dataset, in order, epoch after epoch: `at(ticket)` is a pure function.
 
-    A row has `prompt` and `completion`, or `segments`: a list of `[text, trains]` pairs of which the
-    first is the prompt, for conversations and for loss on parts of a text. The texts are taken as
-    they are; the end-of-turn token has to stand in them.
+    A row has `prompt` and `completion`, or `segments`: a list of `[text, trains]` pairs of which
+    the first is the prompt, for conversations and for loss on parts of a text. The texts are taken
+    as they are; the end-of-turn token has to stand in them.
     """
 
     def __init__(self, config: PromptConfig, tokenizer: Any) -> None:

@@ -1,12 +1,12 @@
 """Datasets to a stream of prompts that can be continued at any point.
 
-The stream keeps no state: `at(ticket)` is a pure function of the dataset, the seed and the ticket, so
-resuming a run is continuing to count.
+The stream keeps no state: `at(ticket)` is a pure function of the dataset, the seed and the ticket,
+so resuming a run is continuing to count.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ class PromptStream:
         """Prompts per epoch."""
         return len(self._prompts)
 
-    def __iter__(self) -> Iterable[Prompt]:
+    def __iter__(self) -> Iterator[Prompt]:
         """One epoch, in the file's order."""
         return iter(self._prompts)
 
@@ -200,5 +200,6 @@ def _templated(config: PromptConfig, tokenizer: Any, question: str | list[dict[s
 
 
 def _encode(tokenizer: Any, texts: list[str], *, chat: bool) -> list[list[int]]:
-    """A chat template writes its own special tokens; adding the tokenizer's would double the BOS."""
+    """A chat template writes its own special tokens; adding the tokenizer's would double the
+    BOS."""
     return tokenizer(texts, add_special_tokens=not chat)["input_ids"]

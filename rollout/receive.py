@@ -43,6 +43,7 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
 
+    model: Any
     received_digest = ""
     """Of the bytes loaded last; what the sampler acknowledges."""
 
@@ -86,8 +87,8 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
         self.received_digest = digest(self._buffer)
         if self.received_digest != update_info.digest:
             raise RuntimeError(
-                f"the weights arrived damaged: digest {self.received_digest[:16]}, the learner sent "
-                f"{update_info.digest[:16]}"
+                f"the weights arrived damaged: digest {self.received_digest[:16]}, the learner "
+                f"sent {update_info.digest[:16]}"
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -96,9 +97,9 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
-            # The CPU linear kernels hold packed copies. Reloading refreshes those of every layer but
-            # a tied lm_head, whose weight is loaded under the embedding's name: without this line
-            # its logits silently stay those of the old weights.
+            # The CPU linear kernels hold packed copies. Reloading refreshes those of every layer
+            # but a tied lm_head, whose weight is loaded under the embedding's name: without this
+            # line its logits silently stay those of the old weights.
             for module in self.model.modules():
                 if isinstance(module, ParallelLMHead):
                     module.quant_method.process_weights_after_loading(module)

@@ -1,8 +1,10 @@
-"""Sampler: a vLLM engine behind four verbs. A plain class; `cluster/actors.py` makes it a Ray actor.
+"""Sampler: a vLLM engine behind four verbs. A plain class; `cluster/actors.py` makes it a Ray
+actor.
 
-One thread owns the engine. Whatever is asked of the engine (new prompts, a pause, a weight update) is
-queued and done between two decode steps, so nothing here needs a lock, and an update can never meet a
-running step. Tokens in, tokens out: nothing is re-tokenized, text is a view for the verifiers.
+One thread owns the engine. Whatever is asked of the engine (new prompts, a pause, a weight update)
+is queued and done between two decode steps, so nothing here needs a lock, and an update can never
+meet a running step. Tokens in, tokens out: nothing is re-tokenized, text is a view for the
+verifiers.
 """
 
 import gc
@@ -24,8 +26,8 @@ from rollout.types import Completion, FinishReason, Prompt
 def sample_seed(run: str, prompt_id: str, ticket: int, sample: int, attempt: int = 0) -> int:
     """The seed of one completion: a hash, so that it depends on nothing but what it is for.
 
-    vLLM's own `n=G` would give sibling j the seed `seed + j`; a hash per sibling cannot overlap with
-    another prompt's. The ticket tells two epochs of one prompt apart.
+    vLLM's own `n=G` would give sibling j the seed `seed + j`; a hash per sibling cannot overlap
+    with another prompt's. The ticket tells two epochs of one prompt apart.
     """
     key = f"{run}\0{prompt_id}\0{ticket}\0{sample}\0{attempt}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1

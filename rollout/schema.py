@@ -1,8 +1,8 @@
 """The Arrow schema of one step's data, and groups <-> table.
 
 The table on the wire is the table on disk. It holds facts only: tokens, behaviour logprobs, policy
-versions, rewards. Advantages and losses are the learner's. Whatever is wrong with a group is refused
-here, once, by a message that names group, sample and column.
+versions, rewards. Advantages and losses are the learner's. Whatever is wrong with a group is
+refused here, once, by a message that names group, sample and column.
 """
 
 import os

@@ -3,9 +3,9 @@
 The learner imports this file, so it does not import vLLM (four seconds and half a gigabyte per
 rank); the receiving half is `rollout/receive.py`.
 
-The `shm` backend: rank 0 writes every tensor into one memory-mapped file, each sampler maps the same
-file and loads from it. The file's name lives only for the length of the handshake: it is unlinked as
-soon as every sampler holds its mapping, so nothing is left behind whatever dies later.
+The `shm` backend: rank 0 writes every tensor into one memory-mapped file, each sampler maps the
+same file and loads from it. The file's name lives only for the length of the handshake: it is
+unlinked as soon as every sampler holds its mapping, so nothing is left behind whatever dies later.
 """
 
 import contextlib
@@ -145,16 +145,14 @@ class SharedMemorySender:
         return buffer
 
     def send(self, version: int) -> str:
-        sent = 0
         for slot, (name, tensor) in zip(self._slots, self._source, strict=True):
             if name != slot.name or list(tensor.shape) != slot.shape:
                 raise RuntimeError(
-                    f"weights changed shape: tensor {sent} was {slot.name} {slot.shape} at the "
-                    f"handshake and is {name} {list(tensor.shape)} now"
+                    f"a weight changed: {slot.name} {slot.shape} at the handshake, "
+                    f"{name} {list(tensor.shape)} now"
                 )
             if self._buffer is not None:
                 self._targets[name].copy_(tensor)
-            sent += 1
         if self._buffer is None:
             return ""
         checksum = digest(self._buffer)

@@ -1,7 +1,7 @@
 """The four records. All frozen: a stage that adds knowledge returns a new type.
 
-The four arrays of a completion are aligned; the Arrow schema (`rollout/schema.py`) checks that once,
-when groups become a table.
+The four arrays of a completion are aligned; the Arrow schema (`rollout/schema.py`) checks that
+once, when groups become a table.
 """
 
 from dataclasses import dataclass
