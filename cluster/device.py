@@ -31,9 +31,11 @@ class Device:
     canary_bound: float
     """Largest logprob gap between learner and sampler that rounding explains."""
     resource: Literal["CPU", "GPU"]
-    """What Ray counts: one per learner rank, `tensor_parallel` per sampler."""
+    """What Ray counts devices in."""
     learner_env: dict[str, str]
     sampler_env: dict[str, str]
+    share: float
+    """How much of one `resource` a learner rank, or a sampler per device, asks Ray for."""
     scorer_cpus: float
     engine_args: dict[str, Any]
     """vLLM arguments that this device wants."""
@@ -72,6 +74,7 @@ def _cpu(config: RunConfig) -> Device:
         weight_backend="shm" if backend == "auto" else backend,
         canary_bound=_bound(config, dtype),
         resource="CPU",
+        share=0.5,  # under a synchronous schedule learners and samplers take turns
         scorer_cpus=0,  # on a small machine scoring shares the cores of the others
         learner_env={**THREADS, **QUIET, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
         sampler_env={
@@ -120,6 +123,7 @@ def _cuda(config: RunConfig) -> Device:
         weight_backend="nccl" if backend == "auto" else backend,
         canary_bound=_bound(config, dtype),
         resource="GPU",
+        share=1,
         scorer_cpus=1,
         learner_env={**QUIET},
         sampler_env={**QUIET, "VLLM_LOGGING_LEVEL": "WARNING"},

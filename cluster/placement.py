@@ -38,15 +38,17 @@ class Shape:
             scorers=config.rewards.scorers if samples else 0,
         )
 
-    def devices(self, config: RunConfig) -> int:
-        """CPUs or GPUs that learners and samplers need together."""
-        return self.learners + self.samplers * config.sampler.tensor_parallel
+    def devices(self, config: RunConfig, device: Device) -> float:
+        """CPUs or GPUs that learners and samplers ask for together."""
+        workers = self.learners + self.samplers * config.sampler.tensor_parallel
+        return workers * device.share
 
     def describe(self, config: RunConfig, device: Device) -> str:
         """Like `1 learner x 1 CPU + 1 sampler x 1 CPU`."""
+        tensor = config.sampler.tensor_parallel
         roles = (
-            ("learner", self.learners, 1, device.resource),
-            ("sampler", self.samplers, config.sampler.tensor_parallel, device.resource),
+            ("learner", self.learners, device.share, device.resource),
+            ("sampler", self.samplers, device.share * tensor, device.resource),
             ("scorer", self.scorers if device.scorer_cpus else 0, device.scorer_cpus, "CPU"),
         )
         return " + ".join(f"{n} {role} x {each:g} {kind}" for role, n, each, kind in roles if n)
@@ -140,6 +142,7 @@ class Fleet:
     ) -> Callable[[int], ActorHandle]:
         """Makes actors of one role: named, with the device's resources and environment."""
         on_gpu = self._device.resource == "GPU" and devices > 0
+        share = devices * self._device.share
         variables = {**env, RUN_MARK: str(self._folder)}
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             # In a Ray job, the uploaded folder is on the path of every worker already.
@@ -147,8 +150,8 @@ class Fleet:
             path = filter(None, [root, os.environ.get("PYTHONPATH")])
             variables["PYTHONPATH"] = os.pathsep.join(path)
         options: dict[str, Any] = {
-            "num_cpus": (1 if on_gpu else devices) if devices else self._device.scorer_cpus,
-            "num_gpus": devices if on_gpu else 0,
+            "num_cpus": 1 if on_gpu else share if devices else self._device.scorer_cpus,
+            "num_gpus": share if on_gpu else 0,
             "max_restarts": 0,
             "runtime_env": {"env_vars": variables},
         }

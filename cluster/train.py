@@ -246,16 +246,12 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
     address = config.cluster.address
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "local")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         progress.line("starting Ray on this machine")
         options |= {
             "include_dashboard": False,
-            # Ray only counts these. One process per core is not needed: samplers wait while the
-            # learner works.
-            "num_cpus": max(
-                os.cpu_count() or 1, Shape.of(config, learns=True, samples=True).devices(config)
-            ),
+            "num_cpus": max(os.cpu_count() or 1, 2),  # the demo runs on one core, too: slower
             "object_store_memory": 512 << 20,
         }
     else:
@@ -272,10 +268,10 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
 
 
 def _check_capacity(config: RunConfig, device: Device, shape: Shape) -> None:
-    wanted, there = shape.devices(config), ray.cluster_resources().get(device.resource, 0)
+    wanted, there = shape.devices(config, device), ray.cluster_resources().get(device.resource, 0)
     if wanted > there:
         raise ValueError(
-            f"the recipe asks for {shape.describe(config, device)} = {wanted} {device.resource}, "
+            f"the recipe asks for {shape.describe(config, device)} = {wanted:g} {device.resource}, "
             f"the Ray cluster has {there:g}: lower learner.ranks or sampler.replicas, or add nodes"
         )
 

@@ -109,7 +109,7 @@ def test_truncated_completions_may_be_worth_nothing():
     ],
 )
 def test_unknown_verifiers_are_refused_by_name(name: str, says: str):
-    with pytest.raises(ValueError, match="rewards.verifiers") as error:
+    with pytest.raises(ValueError, match=r"rewards\.verifiers") as error:
         find_verifier(name)
     assert says in str(error.value)
 

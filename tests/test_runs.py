@@ -1,0 +1,222 @@
+"""Whole runs, as a user starts them: real Ray, real vLLM, real DeepSpeed, a random tiny model."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from runs import cohort, jsonl, metrics, processes_of, small_recipe, start, wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str]:
+    """(run folder, its arguments, its output) of an undisturbed synchronous run."""
+    folder = tmp_path_factory.mktemp("finished")
+    arguments = small_recipe(folder, tiny, name="sync")
+    output = cohort("train", *arguments)
+    return folder / "outputs" / "sync", arguments, output
+
+
+def test_a_run_leaves_what_the_docs_promise(finished: tuple[Path, list[str], str]):
+    folder, _, output = finished
+    assert sorted(p.name for p in (folder / "rollouts").iterdir()) == [
+        f"{step:06d}.arrow" for step in range(1, 5)
+    ]
+    rows = metrics(folder)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert row["schedule/staleness_max"] == 0
+        assert row["policy/canary_gap"] <= 1e-4
+        assert row["policy/kl_behaviour"] <= 1e-7, "sampler and learner disagree on-policy"
+    result = json.loads((folder / "result.json").read_text())
+    assert set(result["accuracy_by_step"]) == {"0", "2", "4"}
+    assert Path(result["model"]).is_dir()
+    assert list((folder / "tensorboard").glob("events*"))
+    assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["000002", "000004"]
+    assert "step 4/4" in output and "time  " in output
+    assert processes_of(folder) == []
+
+
+def test_samplers_and_learner_agree_on_policy_to_the_promised_bound(
+    finished: tuple[Path, list[str], str],
+):
+    """Before any update within a step, the ratio of each token is 1."""
+    folder, *_ = finished
+    for row in metrics(folder):
+        assert row["policy/importance_max"] == pytest.approx(1.0, abs=1e-4)
+        assert row["policy/importance_mean"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_every_table_holds_the_facts(finished: tuple[Path, list[str], str]):
+    from rollout.schema import read_table
+
+    folder, *_ = finished
+    for step, path in enumerate(sorted((folder / "rollouts").iterdir()), start=1):
+        table = read_table(path)
+        assert table.num_rows == 16
+        assert {v for row in table["policy_versions"].to_pylist() for v in row} == {step - 1}
+        assert table["group_id"].to_pylist() == sorted(table["group_id"].to_pylist())
+
+
+def test_a_replay_gives_bitwise_the_same_weights(finished: tuple[Path, list[str], str]):
+    folder, arguments, _ = finished
+    cohort("train", *arguments, "--replay", str(folder))
+    ours = json.loads((folder / "result.json").read_text())
+    again = json.loads((folder.with_name("sync-replay") / "result.json").read_text())
+    assert again["weights_digest"] == ours["weights_digest"]
+    assert (
+        metrics(folder.with_name("sync-replay"))[-1]["learner/loss"]
+        == (metrics(folder)[-1]["learner/loss"])
+    )
+
+
+def test_starting_a_finished_run_again_trains_nothing(finished: tuple[Path, list[str], str]):
+    folder, arguments, _ = finished
+    before = (folder / "ledger.jsonl").read_text()
+    assert "resumed at step 4" in cohort("train", *arguments)
+    assert (folder / "ledger.jsonl").read_text() == before
+
+
+def test_a_run_killed_behind_a_checkpoint_ends_with_the_undisturbed_runs_weights(
+    finished: tuple[Path, list[str], str], tiny: Path, tmp_path: Path
+):
+    undisturbed, *_ = finished
+    arguments = small_recipe(tmp_path, tiny, name="killed")
+    folder = tmp_path / "outputs" / "killed"
+    process = start("train", *arguments)
+    ledger = folder / "ledger.jsonl"
+    # Behind the checkpoint of step 2, and with step 3 committed, so that it has to be done again.
+    wait_until(lambda: ledger.exists() and len(jsonl(ledger)) >= 3, 200, "step 3")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait_until(lambda: processes_of(folder) == [], 15, "no process left")
+    output = cohort("train", *arguments)
+    assert "resumed at step 2: 8 groups trained" in output
+    ours, theirs = jsonl(undisturbed / "ledger.jsonl"), jsonl(ledger)
+    assert [line["prompts"] for line in theirs] == [line["prompts"] for line in ours]
+    tickets = [ticket for line in theirs for ticket in line["tickets"]]
+    assert tickets == list(range(16)), "a prompt was lost or trained twice"
+    digests = [
+        json.loads((run / "result.json").read_text())["weights_digest"]
+        for run in (undisturbed, folder)
+    ]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything(signal_number: int, tiny: Path, tmp_path: Path):
+    arguments = small_recipe(tmp_path, tiny, name="stopped", steps="10000")
+    folder = tmp_path / "outputs" / "stopped"
+    process = start("train", *arguments)
+    wait_until(lambda: (folder / "rollouts" / "000001.arrow").exists(), 200, "step 1")
+    assert processes_of(folder), "the mark is missing: this test would prove nothing"
+    process.send_signal(signal_number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal_number, output[-3000:]
+    assert "goes on from the last checkpoint" in output
+    wait_until(lambda: processes_of(folder) == [], 15, "no process left")
+
+
+def test_one_step_off_with_two_ranks_and_a_reference(tiny: Path, tmp_path: Path):
+    arguments = small_recipe(
+        tmp_path,
+        tiny,
+        name="async",
+        steps="6",
+        **{
+            "schedule.max_staleness": "1",
+            "learner.ranks": "2",
+            "learner.zero.stage": "3",
+            "learner.algorithm.kl.coef": "0.01",
+        },
+    )
+    cohort("train", *arguments)
+    rows = metrics(tmp_path / "outputs" / "async")
+    assert max(row["schedule/staleness_max"] for row in rows) == 1, "nothing was ever off-policy"
+    for row in rows:
+        assert row["policy/canary_gap"] <= 1e-4
+    assert rows[-1]["policy/kl_reference"] > 0
+    ledger = jsonl(tmp_path / "outputs" / "async" / "ledger.jsonl")
+    assert [t for line in ledger for t in line["tickets"]] == list(range(24))
+
+
+def test_a_checkpoint_is_evaluated_and_exported(
+    finished: tuple[Path, list[str], str], tmp_path: Path
+):
+    folder, *_ = finished
+    checkpoint = folder / "checkpoints" / "000004"
+    output = cohort("eval", str(checkpoint))
+    expected = json.loads((folder / "result.json").read_text())["accuracy_final"]
+    found = next(line for line in output.splitlines() if line.startswith("eval/number "))
+    assert float(found.split()[-1]) == pytest.approx(expected, abs=1e-4)
+    target = tmp_path / "exported"
+    cohort("export", str(checkpoint), str(target), "--shard-size", "500KB")
+    names = {path.name for path in target.iterdir()}
+    assert {
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+    } <= names
+    assert len([name for name in names if name.endswith(".safetensors")]) > 1
+    assert "is not empty" in cohort("export", str(checkpoint), str(target), expect=2)
+
+
+def test_an_exported_model_gives_equal_logprobs_in_transformers_and_vllm(
+    finished: tuple[Path, list[str], str], tmp_path: Path
+):
+    import numpy as np
+    from engines import with_sampler
+    from test_sampler import load, logprobs_of
+
+    folder, *_ = finished
+    target = tmp_path / "exported"
+    cohort("export", str(folder / "checkpoints" / "000004"), str(target), "--shard-size", "500KB")
+    tokens = np.random.default_rng(3).integers(0, 460, 50).tolist()
+    ours = logprobs_of(load(str(target)), tokens)
+    theirs = with_sampler(score, tmp_path, target, tokens)
+    np.testing.assert_allclose(theirs, ours, atol=1e-4)
+
+
+def score(sampler, tokens: list[int]) -> list[float]:
+    return sampler.score(tokens).result(60).tolist()
+
+
+def test_gsm8k_trains_two_steps_with_a_random_model(shared: Path, tiny: Path, tmp_path: Path):
+    data = shared / "data" / "gsm8k"
+    arguments = small_recipe(
+        tmp_path,
+        tiny,
+        name="gsm8k",
+        steps="2",
+        **{
+            "prompts.dataset": str(data / "train.jsonl"),
+            "eval.dataset": str(data / "test.jsonl"),
+            "prompts.max_tokens": "200",
+            "prompts.too_long": "drop",
+            "sampler.max_model_len": "230",
+        },
+    )
+    output = cohort("train", *arguments)
+    assert "dropped" in output
+    assert len(metrics(tmp_path / "outputs" / "gsm8k")) == 2
+
+
+def test_the_users_own_verifier(tiny: Path, tmp_path: Path):
+    (tmp_path / "my_task.py").write_text(
+        "def even(completion, answer):\n    return float(len(completion) % 2 == 0)\n"
+    )
+    arguments = small_recipe(tmp_path, tiny, name="own", steps="1")
+    cohort("train", *arguments, "rewards.verifiers={my_task:even: 2.0}", PYTHONPATH=str(tmp_path))
+    [row] = metrics(tmp_path / "outputs" / "own")
+    assert row["reward/mean"] == pytest.approx(2.0 * row["reward/my_task:even"])
+
+
+def test_the_package_leaves_no_weight_files():
+    left = [path.name for path in Path("/dev/shm").glob("cohort-weights-*")]
+    assert left == [], "shared memory of finished runs"
+    assert shutil.disk_usage("/dev/shm").free > 0

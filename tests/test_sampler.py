@@ -1,0 +1,242 @@
+"""A real vLLM engine: seeds, logprobs, versions, and weights that arrive as they were sent."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import prompt
+from engines import LocalClient, with_sampler
+
+from rollout.config import SamplingConfig
+from rollout.sampler import sample_seed
+
+pytestmark = pytest.mark.vllm
+
+MAX_GAP, MEAN_GAP = 1e-4, 1e-5
+"""What fp32 rounding may do to a logprob; the contract of docs/weight_sync.md."""
+
+
+def load(model: str):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+
+
+def logprobs_of(model, token_ids: list[int], temperature: float = 1.0) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        logits = model(torch.tensor([token_ids])).logits[0, :-1] / temperature
+    picked = logits.log_softmax(-1).gather(1, torch.tensor(token_ids[1:])[:, None])
+    return picked[:, 0].numpy()
+
+
+def perturb(model, seed: int) -> None:
+    import torch
+
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * parameter.std() * torch.randn_like(parameter))
+
+
+def publish_and_compare(sampler, model_path: str, directory: str) -> list[dict]:
+    from learner.source import ZeroSource
+    from rollout.transfer import SharedMemorySender
+
+    model = load(model_path)
+    client = LocalClient(sampler)
+    source = ZeroSource(model, sharded=False)
+    sender = SharedMemorySender(source, client, rank=0, directory=Path(directory))
+    left_behind = [path.name for path in Path(directory).iterdir()]
+    tokens = np.random.default_rng(1).integers(0, 460, 60).tolist()
+    rounds = []
+    for version in (1, 2, 3):
+        stale = sampler.score(tokens).result(60)
+        perturb(model, version)
+        sampler.pause().result(60)
+        digest = sender.send(version)
+        sampler.resume().result(60)
+        fresh = sampler.score(tokens).result(60)
+        sampling = SamplingConfig(temperature=0.7, max_tokens=20)
+        [sampled] = sampler.generate(prompt(length=6), sampling, [version]).result(60)
+        whole = [*prompt(length=6).token_ids.tolist(), *sampled.token_ids.tolist()]
+        ours = logprobs_of(model, whole, 0.7)[5:]
+        gap = np.abs(fresh - logprobs_of(model, tokens))
+        rounds.append(
+            {
+                "moved": float(np.abs(fresh - stale).max()),
+                "max": float(gap.max()),
+                "mean": float(gap.mean()),
+                "sampled": float(np.abs(sampled.logprobs - ours).max()),
+                "versions": sorted(set(sampled.versions.tolist())),
+                "acknowledged": [*client.acknowledged] == [version, digest] and bool(digest),
+                "left_behind": left_behind,
+            }
+        )
+    return rounds
+
+
+@pytest.mark.parametrize("shape", ["tied", "untied"])
+def test_after_a_publish_the_sampler_computes_what_the_learner_does(
+    shape: str, tiny: Path, untied: Path, tmp_path: Path
+):
+    model = {"tied": tiny / "model", "untied": untied}[shape]
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    rounds = with_sampler(publish_and_compare, tmp_path, model, str(model), str(weights))
+    for version, found in enumerate(rounds, start=1):
+        assert found["moved"] > 0.05, "the update changed nothing: this test would prove nothing"
+        assert found["max"] <= MAX_GAP and found["mean"] <= MEAN_GAP, found
+        assert found["sampled"] <= MAX_GAP, found
+        assert found["versions"] == [version]
+        assert found["acknowledged"]
+        assert found["left_behind"] == [], "the weight file's name outlived the handshake"
+
+
+def wrong_weights(sampler, model_path: str, directory: str) -> dict[str, str]:
+    import torch
+
+    from learner.source import ZeroSource
+    from rollout.transfer import SharedMemorySender, TensorMeta
+
+    model = load(model_path)
+    errors = {}
+
+    class Broken(ZeroSource):
+        def __init__(self, change: str) -> None:
+            super().__init__(model, sharded=False)
+            self.change = change
+
+        def metadata(self) -> list[TensorMeta]:
+            whole = super().metadata()
+            if self.change == "missing":
+                return whole[:-1]
+            if self.change == "extra":
+                return [*whole, TensorMeta("model.extra", torch.float32, (3,))]
+            name, dtype, shape = whole[2]
+            return [*whole[:2], TensorMeta(name, dtype, (shape[0] * 2, *shape[1:])), *whole[3:]]
+
+    def attempt(name: str, action) -> None:
+        try:
+            action()
+            errors[name] = ""
+        except RuntimeError as error:
+            errors[name] = str(error)
+
+    def connect(source) -> SharedMemorySender:
+        return SharedMemorySender(source, LocalClient(sampler), rank=0, directory=Path(directory))
+
+    for change in ("missing", "extra", "shape"):
+        attempt(change, lambda change=change: connect(Broken(change)))
+
+    class Damaging(LocalClient):
+        def update_weights(self, update_info) -> None:
+            super().update_weights({"digest": "0" * 64})
+
+    damaging = SharedMemorySender(
+        ZeroSource(model, sharded=False), Damaging(sampler), rank=0, directory=Path(directory)
+    )
+    attempt("damaged", lambda: damaging.send(1))
+    attempt("elsewhere", lambda: sampler.update("init", {"path": "/nowhere/x", "size": 64,
+            "slots": [vars(s) for s in damaging._slots]}).result(60))  # fmt: skip
+    return errors
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(tiny: Path, tmp_path: Path):
+    """vLLM itself takes all of these with at most a line in the log."""
+    model = str(tiny / "model")
+    errors = with_sampler(wrong_weights, tmp_path, tiny / "model", model, str(tmp_path))
+    assert "model.norm.weight: the learner sends nothing" in errors["missing"]
+    assert "model.extra: the learner sends [3], the sampler expects nothing" in errors["extra"]
+    assert "the learner sends [" in errors["shape"] and "the sampler expects [" in errors["shape"]
+    assert "the weights arrived damaged" in errors["damaged"]
+    assert "cluster.weight_directory must be one folder" in errors["elsewhere"]
+
+
+def sample_twice(sampler) -> dict:
+    sampling = SamplingConfig(max_tokens=24)
+    prompts = [prompt(number, length=5 + number) for number in range(12)]
+    seeds = [[sample_seed("run", p.id, 0, s) for s in range(4)] for p in prompts]
+    together = [sampler.generate(p, sampling, s) for p, s in zip(prompts, seeds, strict=True)]
+    first = [future.result(60) for future in together]
+    alone = [
+        [sampler.generate(p, sampling, [seed]).result(60)[0] for seed in row]
+        for p, row in zip(prompts[:3], seeds[:3], strict=True)
+    ]
+    greedy = [sampler.generate(prompts[0], sampling, []).result(60)[0] for _ in range(2)]
+    return {
+        "same": all(
+            np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.logprobs, b.logprobs)
+            for one, other in zip(first, alone, strict=False)
+            for a, b in zip(one, other, strict=True)
+        ),
+        "distinct": len({tuple(c.token_ids.tolist()) for group in first for c in group}),
+        "greedy": np.array_equal(greedy[0].token_ids, greedy[1].token_ids),
+        "versions": sorted({v for g in first for c in g for v in c.versions.tolist()}),
+        "reasons": sorted({c.finish_reason for g in first for c in g}),
+    }
+
+
+def test_a_completion_depends_on_its_seed_and_on_nothing_else(tiny: Path, tmp_path: Path):
+    found = with_sampler(sample_twice, tmp_path, tiny / "model")
+    assert found["same"], "what runs beside a completion changed it"
+    assert found["distinct"] == 48
+    assert found["greedy"]
+    assert found["versions"] == [0]
+
+
+def update_in_flight(sampler, model_path: str, directory: str) -> dict:
+    from learner.source import ZeroSource
+    from rollout.transfer import SharedMemorySender
+
+    model = load(model_path)
+    client = LocalClient(sampler)
+    source = ZeroSource(model, sharded=False)
+    sender = SharedMemorySender(source, client, rank=0, directory=Path(directory))
+    given = prompt(length=8)
+    future = sampler.generate(given, SamplingConfig(max_tokens=180), [1, 2])
+    time.sleep(0.25)
+    sampler.pause().result(60)
+    old = load(model_path)
+    perturb(model, 7)
+    sender.send(1)
+    sampler.resume().result(60)
+    report = {"switched": 0, "old": 0.0, "new": 0.0, "spread": 0.0}
+    for sampled in future.result(120):
+        seam = int((sampled.versions == 0).sum())
+        if not 0 < seam < len(sampled.versions):
+            continue
+        report["switched"] += 1
+        whole = [*given.token_ids.tolist(), *sampled.token_ids.tolist()]
+        before = np.abs(sampled.logprobs - logprobs_of(old, whole)[7:])
+        after = np.abs(sampled.logprobs - logprobs_of(model, whole)[7:])
+        report["old"] = max(report["old"], float(before[:seam].max()))
+        report["new"] = max(report["new"], float(after[seam:].max()))
+        report["spread"] = max(report["spread"], float(before[seam:].max()))
+    return report
+
+
+def test_a_completion_that_lives_through_an_update_says_where_the_seam_is(
+    tiny: Path, tmp_path: Path
+):
+    model = str(tiny / "model")
+    found = with_sampler(update_in_flight, tmp_path, tiny / "model", model, str(tmp_path))
+    assert found["switched"] > 0, "no completion was in flight at the update"
+    assert found["old"] <= MAX_GAP, "tokens before the seam are not the old weights'"
+    assert found["new"] <= MAX_GAP, "tokens behind the seam are not the new weights'"
+    assert found["spread"] > 0.01, "old and new weights are the same: this proves nothing"
+
+
+def test_seeds_do_not_overlap():
+    seeds = {
+        sample_seed("run", f"p{p}", ticket, sample)
+        for p in range(50)
+        for ticket in range(3)
+        for sample in range(16)
+    }
+    assert len(seeds) == 50 * 3 * 16
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert sample_seed("run", "p", 0, 0) != sample_seed("run", "p", 0, 0, attempt=1)
