@@ -132,7 +132,7 @@ def test_the_plan_says_where_each_value_comes_from(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     by_key = {line.split()[0]: line.split()[1:] for line in lines}
     assert by_key["seed"] == ["3", "command", "line"]
-    assert by_key["steps"] == ["100", recipe]
+    assert by_key["steps"] == ["80", recipe]
     assert by_key["learner.ranks"][-1] == "default"
     assert len(lines) == len(options())
 
