@@ -263,7 +263,7 @@ def load(files: Sequence[str], overrides: Sequence[str] = (), *, key: str = "") 
         if not equals:
             raise ValueError(f"{override!r} is neither a YAML file nor an override like a.b=1")
         try:
-            value = _number(yaml.safe_load(text))
+            value = _number(yaml.safe_load(text)) if text else ""
         except yaml.YAMLError as error:
             raise ValueError(f"the value of {name} is not YAML: {text!r}") from error
         tree = isinstance(value, dict) and name not in OPEN_TABLES
