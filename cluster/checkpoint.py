@@ -10,6 +10,7 @@ manifest holds, never a pointer file's word.
         model/          the policy as a Hugging Face checkpoint
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -81,6 +82,14 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, passed
 
 
+def newest_state(root: Path) -> dict[str, Any]:
+    """What the newest checkpoint's manifest remembers, unverified; empty when there is none."""
+    for folder in sorted(root.glob("[0-9]*"), reverse=True):
+        with contextlib.suppress(OSError, json.JSONDecodeError, KeyError):
+            return json.loads((folder / MANIFEST).read_text())["state"]
+    return {}
+
+
 def read(folder: Path) -> Checkpoint:
     """Raises ValueError when the manifest or any file it names is missing or changed."""
     try:
@@ -101,12 +110,25 @@ def read(folder: Path) -> Checkpoint:
     return Checkpoint(folder, manifest["step"], window, manifest["state"])
 
 
-def prune(root: Path, *, keep: int, best: int | None) -> None:
-    """Delete all but the `keep` newest and the best one."""
+def prune(root: Path, *, keep: int, scores: dict[int, float]) -> None:
+    """Delete all but the `keep` newest and the one with the best score."""
     folders = sorted(root.glob("[0-9]*"))
+    scored = [folder for folder in folders if int(folder.name) in scores]
+    best = max(scored, key=lambda folder: scores[int(folder.name)], default=None)
     for folder in folders[:-keep]:
-        if best is None or int(folder.name) != best:
+        if folder != best:
             shutil.rmtree(folder)
+
+
+def room(root: Path) -> tuple[int, int]:
+    """(bytes that a checkpoint needs, by the largest there is; bytes free). Asked before any rank
+    begins to write: a rank that fails halfway leaves the others in a collective."""
+    root.mkdir(parents=True, exist_ok=True)
+    sizes = [
+        sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        for folder in root.glob("[0-9]*")
+    ]
+    return max(sizes, default=0), shutil.disk_usage(root).free
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:

@@ -1,5 +1,6 @@
 """`python -m cluster train | eval | export | options`."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,9 @@ from pathlib import Path
 
 from cluster import config as configuration
 from cluster.errors import Stopped
+
+OVERRIDE = re.compile(r"[A-Za-z_][\w.:-]*=")
+"""Ahead of the value: an option's path. A recipe's file name has no "=" in it."""
 
 USAGE = """\
 python -m cluster train RECIPE.yaml [MORE.yaml ...] [a.b=1] [--c.d 2] [flags]
@@ -41,7 +45,7 @@ def parse(argv: Sequence[str], *, switches: set[str], with_value: set[str]) -> A
         word = rest.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
-            is_override = equals and not Path(word).exists()
+            is_override = OVERRIDE.match(word)
             (overrides if is_override else words).append(word)
             continue
         if name in switches and not equals:
@@ -131,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

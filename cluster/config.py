@@ -188,13 +188,18 @@ class RunConfig(BaseModel):
 
     def deciding(self) -> dict[str, Any]:
         """All fields but those that may change between a run and its continuation."""
-        flat = dict(flatten(self.model_dump(mode="json")))
-        free = ("output_dir", "name", "steps", "prepare", "checkpoint.", "logging.", "cluster.")
-        free += ("eval.",)
-        # The schedule of the learning rate reads `steps`; without one, more steps change nothing.
+        exact = ("output_dir", "name", "steps", "prepare")
+        branches = ("checkpoint.", "logging.", "cluster.", "eval.")
+        deciding = {
+            key: value
+            for key, value in flatten(self.model_dump(mode="json"))
+            if key not in exact and not key.startswith(branches)
+        }
+        # A decaying learning rate depends on the length of the run; otherwise more steps change
+        # nothing that was.
         if self.learner.optim.final_lr_fraction < 1:
-            flat["steps_of_lr_schedule"] = self.steps
-        return {key: value for key, value in flat.items() if not key.startswith(free)}
+            deciding["steps"] = self.steps
+        return deciding
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -262,10 +267,7 @@ def load(files: Sequence[str], overrides: Sequence[str] = (), *, key: str = "") 
         name, equals, text = override.removeprefix("--").partition("=")
         if not equals:
             raise ValueError(f"{override!r} is neither a YAML file nor an override like a.b=1")
-        try:
-            value = _number(yaml.safe_load(text)) if text else ""
-        except yaml.YAMLError as error:
-            raise ValueError(f"the value of {name} is not YAML: {text!r}") from error
+        value = _parse(name, text)
         tree = isinstance(value, dict) and name not in OPEN_TABLES
         for inner, part in flatten(value, f"{name}.") if tree else [(name, value)]:
             _set(values, origins, inner, part, "command line")
@@ -287,11 +289,21 @@ def _read_yaml(file: str) -> dict[str, Any]:
     return content
 
 
+def _parse(name: str, text: str) -> Any:
+    """The value of an override. What is declared as a text stays one, whatever it looks like."""
+    if not text or options().get(name, ("",))[0] == "str":
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value of {name} is not YAML: {text!r}") from error
+
+
 def _number(value: Any) -> Any:
     """YAML 1.1 reads 1e-4 as a text; people mean the number."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value.strip()[:1] in tuple("0123456789.+-"):
         try:
-            return float(value) if value.strip()[:1] in "0123456789.+-" else value
+            return float(value)
         except ValueError:
             return value
     return value
@@ -325,7 +337,8 @@ def _set(
     node = values
     for part in path[:-1]:
         node = node.setdefault(part, {})
-    node[path[-1]] = _number(value)
+    is_text = key in known and known[key][0] == "str"
+    node[path[-1]] = value if is_text else _number(value)
     origins[table or key] = origin
 
 

@@ -104,7 +104,7 @@ def _cache_bytes(config: RunConfig) -> int:
     reserve nearly all of the machine's memory."""
     from transformers import AutoConfig
 
-    model = AutoConfig.from_pretrained(config.model.path)
+    model = AutoConfig.from_pretrained(config.model.path).get_text_config()
     heads = model.num_attention_heads
     head_size = getattr(model, "head_dim", None) or model.hidden_size // heads
     kv_heads = getattr(model, "num_key_value_heads", None) or heads

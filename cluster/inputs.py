@@ -49,6 +49,11 @@ def read(config: RunConfig, *, replay: Path | None = None, held_out_only: bool =
         pass
     elif replay is not None:
         given = Recording(replay, config.schedule.groups_per_step)
+        if given.steps < config.steps:
+            raise ValueError(
+                f"--replay {replay} holds {given.steps} steps, the recipe has "
+                f"steps={config.steps}: add steps={given.steps}"
+            )
         notes.append(f"replay: {given.steps} recorded steps of {replay}")
         fingerprint = str(replay)
     elif config.is_supervised:
@@ -83,7 +88,7 @@ def load_tokenizer(path: str) -> Any:
         raise ValueError(
             "model.path is not set: a folder with a Hugging Face checkpoint, or a hub id"
         )
-    if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
+    if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ValueError(f"model.path={path!r}: no such folder (looked in {Path.cwd()})")
     from transformers import AutoTokenizer
 

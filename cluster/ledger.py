@@ -8,11 +8,13 @@ the same prompts.
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from cluster.metrics import whole_lines
 from rollout import ScoredGroup
 from rollout.schema import to_groups, write_table
 
@@ -45,20 +47,24 @@ class Ledger:
     def lines(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []
-        lines = self._path.read_text().splitlines(keepends=True)
-        # A line without its end was being written when the run died; it committed nothing.
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return [json.loads(line) for line in self._path.read_text().splitlines()]
 
     def rewind(self, step: int) -> int:
-        """Forget what came after `step`; how many steps that were."""
+        """Put aside what came after `step`, lines and tables; how many steps that were."""
+        whole_lines(self._path)  # a line without its end committed nothing
         lines = self.lines()
         kept = [line for line in lines if line["step"] <= step]
-        if self._path.exists() and len(kept) < len(lines):
+        if len(kept) < len(lines):
             number = 1
             while (aside := self._path.with_name(f"ledger.jsonl.{number}")).exists():
                 number += 1
-            os.replace(self._path, aside)
-            self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            shutil.copy2(self._path, aside)
+            shorter = self._path.with_name(".ledger.jsonl.tmp")
+            shorter.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(shorter, self._path)
+        stale = [p for p in self._rollouts.glob("[0-9]*.arrow") if int(p.stem) > step]
+        for path in stale:  # a replay must not mix what was trained with what was given up
+            path.rename(path.with_suffix(".arrow.superseded"))
         return len(lines) - len(kept)
 
 

@@ -5,6 +5,7 @@ The names are fixed; docs/operations.md says what each one means.
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,12 +61,31 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / max(len(values), 1)
 
 
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows that a run has written so far."""
+    text = (folder / METRICS).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def whole_lines(path: Path) -> None:
+    """Cut a last line that its writer died in, so that the next one does not grow onto it."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
+
+
 class MetricsWriter:
     """One JSON line per step, whatever else listens. A TensorBoard that fails is dropped with a
     warning; it never stops a run."""
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:
-        path = folder / "metrics.jsonl"
+        path = folder / METRICS
+        whole_lines(path)
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  # until close
         self._board: Any = None
         self.warning = ""

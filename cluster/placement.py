@@ -68,7 +68,7 @@ class Fleet:
         seconds = config.cluster.step_timeout
         self.learners = Pool("learner", [], seconds=seconds)
         self.samplers = Pool("sampler", [], seconds=seconds)
-        self.scorers = Pool("scorer", [], seconds=seconds, restart=self._replace_scorer)
+        self.scorers = Pool("scorer", [], seconds=seconds, restart=self._replace_scorer, width=1)
 
     async def start(self) -> None:
         """Until every actor is ready and the learner has shaken hands with the samplers. Raises

@@ -6,9 +6,17 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 Failure = RuntimeError | ValueError
+DEATHS = (RayActorError, OutOfMemoryError)
+"""What Ray raises when the process behind an actor is gone."""
 
 
 def explain(error: BaseException, who: str) -> Failure:
@@ -52,6 +60,7 @@ async def _answer(ref: Any) -> Any:
 class Pool:
     """Actors that do the same thing. A call goes to the one with the fewest calls under way.
 
+    At most `width` calls of one member are under way; the deadline counts from there.
     With `restart`, a member that dies is replaced and its call is made once more; without, its
     death is the caller's error.
     """
@@ -63,25 +72,28 @@ class Pool:
         *,
         seconds: float,
         restart: Callable[[int], ActorHandle] | None = None,
+        width: int = 10_000,
     ) -> None:
         self.name = name
+        self._seconds = seconds
+        self._restart = restart
+        self._width = width
+        self.restarts = 0
         self.members: list[ActorHandle] = []
         self._busy: list[int] = []
         self.adopt(members)
-        self._seconds = seconds
-        self._restart = restart
-        self.restarts = 0
 
     def adopt(self, members: Sequence[ActorHandle]) -> None:
         self.members = list(members)
         self._busy = [0] * len(members)
+        self._gates = [asyncio.Semaphore(self._width) for _ in members]
 
     async def call(self, method: str, *args: Any) -> Any:
         """The result of one call on the least busy member."""
         try:
             return await self._call_once(method, *args)
-        except ActorDiedError as error:
-            if self._restart is None:
+        except RayError as error:
+            if self._restart is None or not isinstance(error, DEATHS):
                 raise explain(error, f"{self.name}, {method}") from error
         try:
             return await self._call_once(method, *args)
@@ -90,24 +102,29 @@ class Pool:
 
     async def _call_once(self, method: str, *args: Any) -> Any:
         index = min(range(len(self.members)), key=self._busy.__getitem__)
-        member = self.members[index]
         self._busy[index] += 1
+        try:
+            async with self._gates[index]:
+                return await self._under_way(index, method, *args)
+        finally:
+            self._busy[index] -= 1
+
+    async def _under_way(self, index: int, method: str, *args: Any) -> Any:
+        member = self.members[index]
         try:
             async with asyncio.timeout(self._seconds):
                 return await getattr(member, method).remote(*args)
         except TimeoutError:
             raise RuntimeError(
-                f"{self.name}/{index}, {method}: no answer within {self._seconds:.0f} s"
+                f"{self.name}/{index}, {method}: no answer within {self._seconds:g} s"
             ) from None
         except RayTaskError as error:
             raise explain(error, f"{self.name}/{index}, {method}") from error
-        except RayActorError:
+        except DEATHS:
             if self._restart is not None and self.members[index] is member:
                 self.members[index] = self._restart(index)
                 self.restarts += 1
             raise
-        finally:
-            self._busy[index] -= 1
 
     def submit(self, method: str, *args: Any) -> list[tuple[str, Any]]:
         """Call every member, for `ask_all`."""

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from cluster.checkpoint import weights_digest
+from cluster.metrics import read_metrics
 from cluster.progress import duration
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def result_of(run: "Run", figures: dict[str, Any], *, seconds: float) -> dict[st
         training = sum(run.seconds.get(name, 0.0) for name in phase_names)
         completions = run.trained_groups * run.config.sampler.group_size
         result["completions_per_second"] = round(completions / max(training, 1e-9), 1)
-    if run.evaluations:
+        result["sampled"] = _sampled(run)
+    if run.evaluations and run.inputs.held_out:
         result |= _held_out(run, figures)
     return result
 
@@ -42,14 +44,8 @@ def result_of(run: "Run", figures: dict[str, Any], *, seconds: float) -> dict[st
 def _held_out(run: "Run", figures: dict[str, Any]) -> dict[str, Any]:
     first, last = min(run.evaluations), max(run.evaluations)
     columns = (*run.config.rewards.verifiers, "reward", "length")
-    stages = {
-        "warm start" if "accuracy_start" in figures else f"step {first}": first,
-        f"step {last}": last,
-    }
-    table = {
-        name: {c: round(run.evaluations[step][f"eval/{c}"], 4) for c in columns}
-        for name, step in stages.items()
-    }
+    began = "warm start" if "accuracy_start" in figures else f"step {first}"
+    stages = {began: first, f"step {last}": last}
     headline = f"eval/{run.headline}"
     accuracy = {step: metrics[headline] for step, metrics in run.evaluations.items()}
     result = {
@@ -57,29 +53,44 @@ def _held_out(run: "Run", figures: dict[str, Any]) -> dict[str, Any]:
         "accuracy_final": accuracy[last],
         "accuracy_by_step": {str(step): round(accuracy[step], 4) for step in sorted(accuracy)},
         "best_step": run.best,
-        "held_out": table,
-        "examples": [*figures.get("examples", []), *run.examples[:1]],
+        "held_out": {
+            name: {c: round(run.evaluations[step][f"eval/{c}"], 4) for c in columns}
+            for name, step in stages.items()
+        },
+        "example_prompt": run.inputs.held_out[0].text,
+        "examples": {name: run.examples[step] for name, step in stages.items()},
     }
     if "accuracy_start" in figures:
-        result["accuracy_start"] = figures["accuracy_start"]
         result["accuracy_warm"] = accuracy[first]
-        result["held_out"] = {**figures["held_out"], **table}
+        result["accuracy_start"] = figures["accuracy_start"]
+        for part in ("held_out", "examples"):
+            result[part] = figures[part] | result[part]
     return result
+
+
+SAMPLED = ("reward/mean", "rollout/length", "policy/entropy", "rollout/uniform_groups")
+
+
+def _sampled(run: "Run") -> dict[str, dict[str, float]]:
+    """The first and the last step's own completions: how training itself went."""
+    rows = [row for row in read_metrics(run.folder) if "reward/mean" in row]
+    return {
+        f"step {row['step']}": {name: round(row[name], 4) for name in SAMPLED}
+        for row in (*rows[:1], *rows[-1:])
+    }
 
 
 def show(result: dict[str, Any]) -> str:
     """The table that ends a run."""
     lines = [""]
-    stages: dict[str, dict[str, float]] = result.get("held_out", {})
-    if stages:
-        columns = list(next(iter(stages.values())))
-        widths = [max(len(column) + 2, 10) for column in columns]
-        left = max(len(name) for name in ("held out", *stages)) + 2
-        heads = zip(columns, widths, strict=True)
-        lines.append("held out".ljust(left) + "".join(c.rjust(w) for c, w in heads))
-        for name, values in stages.items():
-            cells = zip(columns, widths, strict=True)
-            lines.append(name.ljust(left) + "".join(_cell(c, values[c]).rjust(w) for c, w in cells))
+    for title in ("held out", "sampled"):
+        stages: dict[str, dict[str, float]] = result.get(title.replace(" ", "_"), {})
+        if stages:
+            lines += [*_table(title, stages), ""]
+    if "examples" in result:
+        lines.append(f"the first held-out prompt    {result['example_prompt']!r}")
+        for name, text in result["examples"].items():
+            lines.append(f"  {name:<14} {text[:160]!r}")
         lines.append("")
     phases = (f"{name} {duration(seconds)}" for name, seconds in result["seconds"].items())
     lines.append(f"time          {' · '.join(phases)}")
@@ -90,8 +101,21 @@ def show(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _table(title: str, stages: dict[str, dict[str, float]]) -> list[str]:
+    columns = list(next(iter(stages.values())))
+    left = max(len(name) for name in (title, *stages)) + 2
+    rows = [[title, *(column.rpartition("/")[2] for column in columns)]]
+    rows += [[name, *(_cell(c, values[c]) for c in columns)] for name, values in stages.items()]
+    widths = [max(len(row[i]) for row in rows) + 2 for i in range(1, len(columns) + 1)]
+    return [
+        row[0].ljust(left) + "".join(c.rjust(w) for c, w in zip(row[1:], widths, strict=True))
+        for row in rows
+    ]
+
+
 def _cell(column: str, value: float) -> str:
-    """A verifier's mean is a share; reward and length are what they are."""
-    if column == "length":
+    """The mean of a verifier is a share; lengths, rewards and entropies are what they are."""
+    if column.endswith("length"):
         return f"{value:.1f}"
-    return f"{value:.3f}" if column == "reward" else f"{value:.1%}"
+    plain = column in ("reward", "reward/mean", "policy/entropy")
+    return f"{value:.3f}" if plain else f"{value:.1%}"

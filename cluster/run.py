@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,8 @@ class Run:
         self._lap: dict[str, float] = {}
         """Seconds per phase since the last logged step; `seconds` counts from the first."""
         self.evaluations: dict[int, dict[str, float]] = {}
-        self.examples: list[dict[str, Any]] = []
+        self.examples: dict[int, str] = {}
+        """What the first held-out prompt was answered with, by step."""
         self.sampled_groups = 0
         self.trained_groups = 0
         self.resumed_from = 0
@@ -89,6 +91,7 @@ class Run:
             self.progress.phase = "restoring"
             await self.learners.all("load", str(saved.folder), step)
             self.evaluations = {int(k): v for k, v in saved.state["evaluations"].items()}
+            self.examples = {int(k): v for k, v in saved.state["examples"].items()}
             self.seconds = {**saved.state["seconds"], "start": self.seconds["start"]}
             self.trained_groups = step * self.config.schedule.groups_per_step
         redone = self.ledger.rewind(step)
@@ -232,7 +235,9 @@ class Run:
         with self.timed("evaluate"):
             if self.inputs.prompts is None:
                 await self._publish(step)
-            metrics = await evaluate(self)
+            metrics, self.examples[step] = await evaluate(
+                self.config, self.inputs.held_out, samplers=self.samplers, scorers=self.scorers
+            )
         self.evaluations[step] = metrics
         self.metrics.write(step, metrics)
         parts = " · ".join(
@@ -244,27 +249,36 @@ class Run:
         )
 
     async def save(self, step: int, window: WindowState) -> None:
-        """Write a checkpoint. A full disk is a warning; training goes on with the last good one."""
+        """Write a checkpoint. Without room for one, training goes on with the last good one."""
         self.progress.phase = "save"
+        needed, free = checkpoint.room(self.checkpoints)
+        if needed > free:
+            self.progress.line(
+                f"step {step}: no checkpoint, it needs {needed / 2**20:.0f} MiB and "
+                f"{self.checkpoints} has {free / 2**20:.0f} MiB free"
+            )
+            return
+        state = {
+            "evaluations": self.evaluations,
+            "examples": self.examples,
+            "seconds": self.seconds,
+            "inputs": self.inputs.fingerprint,
+        }
+        folder = checkpoint.temporary(self.checkpoints, step)
         with self.timed("save"):
             try:
-                folder = checkpoint.temporary(self.checkpoints, step)
                 await self.learners.all("save", str(folder))
-                state = {
-                    "evaluations": self.evaluations,
-                    "seconds": self.seconds,
-                    "inputs": self.inputs.fingerprint,
-                    "best": self.best,
-                }
                 await asyncio.to_thread(
                     checkpoint.commit, folder, step=step, window=window, state=state
                 )
-            except (OSError, RuntimeError) as error:
-                if "No space left" not in str(error) and "Disk quota" not in str(error):
-                    raise
-                self.progress.line(f"step {step}: no checkpoint, the disk is full: {error}")
-                return
-            checkpoint.prune(self.checkpoints, keep=self.config.checkpoint.keep, best=self.best)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        checkpoint.prune(
+            self.checkpoints,
+            keep=self.config.checkpoint.keep,
+            scores={s: m[f"eval/{self.headline}"] for s, m in self.evaluations.items()},
+        )
 
     @property
     def best(self) -> int | None:

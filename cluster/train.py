@@ -44,14 +44,18 @@ def train(config: RunConfig, *, fresh: bool = False, replay: Path | None = None)
     config = _place(config, replay)
     config.check()
     progress = Progress(config.logging.progress)
-    inputs = None if config.prepare else inputs_module.read(config, replay=replay)
-    with claimed(config, fresh=fresh), ray_session(config, progress):
-        figures: dict[str, Any] = {}
-        if config.prepare:
+    if config.prepare:
+        with claimed(config, fresh=fresh), ray_session(config, progress):
             config, figures = _prepare(config)
             config.check()
-            inputs = inputs_module.read(config, replay=replay)
-        return execute(config, inputs or inputs_module.read(config), progress, figures, replay)
+            inputs = inputs_module.read(config)
+            _check_same_data(config, inputs)
+            return execute(config, inputs, progress, figures)
+    inputs = inputs_module.read(config, replay=replay)
+    with claimed(config, fresh=fresh):
+        _check_same_data(config, inputs)
+        with ray_session(config, progress):
+            return execute(config, inputs, progress)
 
 
 def execute(
@@ -59,9 +63,9 @@ def execute(
     inputs: Inputs,
     progress: Progress,
     figures: dict[str, Any] | None = None,
-    replay: Path | None = None,
 ) -> dict[str, Any]:
     """Run inside a claimed folder and a Ray session."""
+    _save_config(config)
     device = resolve(config, gpus=ray.cluster_resources().get("GPU", 0))
     _check_capacity(config, device, Shape.of(config, learns=True, samples=inputs.needs_samplers))
     for note in inputs.notes:
@@ -118,7 +122,10 @@ async def _evaluation(run: Run) -> dict[str, float]:
     async with run.progress.shown():
         await run.start()
         run.progress.phase = "evaluating"
-        return await evaluate(run)
+        metrics, _ = await evaluate(
+            run.config, run.inputs.held_out, samplers=run.samplers, scorers=run.scorers
+        )
+        return metrics
 
 
 async def guarded(body_of_run: Coroutine[Any, Any, Any]) -> Any:
@@ -171,6 +178,9 @@ def _place(config: RunConfig, replay: Path | None) -> RunConfig:
         changes["output_dir"] = str(Path.home() / output)
     if replay is not None:
         changes["name"] = f"{config.name}-replay"
+        if config.prepare:  # what the recorded run began with is there already
+            changes["prepare"] = ""
+            changes["model"] = load([str(replay / "config.json")], key="config").config.model
     return config.model_copy(update=changes)
 
 
@@ -180,11 +190,19 @@ def claimed(config: RunConfig, *, fresh: bool = False) -> Iterator[None]:
     or another process works in it; nothing in it is ever deleted."""
     folder = config.folder
     if fresh and folder.exists():
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
-            number += 1
-        folder.rename(aside)
+        with _locked(folder):
+            number = 1
+            while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+                number += 1
+            folder.rename(aside)
         print(f"moved the earlier {folder} to {aside}")
+    with _locked(folder):
+        _check_same_run(config, folder)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115  # held until the run ends
@@ -197,14 +215,14 @@ def claimed(config: RunConfig, *, fresh: bool = False) -> Iterator[None]:
             raise ValueError(
                 f"another process is running in {folder}: wait for it, or set another name"
             ) from None
-        _check_same_run(config, folder)
         yield
 
 
 def _check_same_run(config: RunConfig, folder: Path) -> None:
+    """A folder in which nothing was trained yet may be used by any config."""
     saved = folder / "config.json"
     ours = json.loads(json.dumps(config.deciding()))
-    if saved.exists():
+    if saved.exists() and (folder / "ledger.jsonl").exists():
         if config.checkpoint.resume == "never":
             raise ValueError(
                 f"{folder} is a run already and checkpoint.resume=never: set another name, or "
@@ -221,7 +239,24 @@ def _check_same_run(config: RunConfig, folder: Path) -> None:
                 f"{folder} is a run of another config; set another name, or start anew with "
                 "--fresh (the old folder is moved aside). What differs:\n" + "\n".join(changed)
             )
-    write_json(saved, {"deciding": ours, "config": config.model_dump(mode="json")})
+    else:
+        write_json(saved, {"deciding": ours, "config": config.model_dump(mode="json")})
+
+
+def _save_config(config: RunConfig) -> None:
+    """What runs in the end, the work of `prepare` included, for `eval` and `--replay`."""
+    path = config.folder / "config.json"
+    saved = json.loads(path.read_text())
+    write_json(path, saved | {"config": config.model_dump(mode="json")})
+
+
+def _check_same_data(config: RunConfig, inputs: Inputs) -> None:
+    seen = checkpoint.newest_state(config.folder / "checkpoints").get("inputs")
+    if seen is not None and seen != inputs.fingerprint:
+        raise ValueError(
+            f"the training data of {config.folder} have changed since its last checkpoint: give "
+            "the run the data it began with, or start anew with --fresh"
+        )
 
 
 def _prepare(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:

@@ -61,7 +61,7 @@ class Engine:
 
     def _settings(self, config: LearnerConfig) -> dict[str, Any]:
         optim = config.optim
-        return {
+        settings = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": False,
@@ -83,8 +83,8 @@ class Engine:
             },
             "bf16": {"enabled": self._placement.dtype == torch.bfloat16},
             "steps_per_print": 1 << 30,
-            **config.deepspeed,
         }
+        return merged(settings, config.deepspeed)
 
     def _clip(self, optimizer: Any, *_: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -129,6 +129,20 @@ class Engine:
                 f"{folder} holds no learner state for {self._placement.ranks} ranks at ZeRO stage "
                 f"{self.stage}: resume with the ranks and stage of the run that saved it"
             )
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, section by section.
+
+    Raises ValueError for what has an option of its own.
+    """
+    if "stage" in changes.get("zero_optimization", {}):
+        raise ValueError("learner.deepspeed sets zero_optimization.stage: use learner.zero.stage")
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = {**base[key], **value} if both else value
+    return result
 
 
 def join(placement: Placement) -> None:

@@ -88,10 +88,18 @@ def load_model(path: str, *, dtype: torch.dtype | str, gradient_checkpointing: b
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        without_dropout(model)
     return model
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Every dropout rate to 0, as module or as the plain number that attention layers keep."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def export(state: dict[str, Tensor], source: str, folder: Path, *, shard_size: str = "5GB") -> None:

@@ -260,7 +260,7 @@ def build(
 def prepare(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     """Called by `cluster/train.py` inside the claimed run folder: model, data and warm start, made
     once; the config with their paths; and the warm start's figures for the result."""
-    start, warm = config.folder / "start", config.folder / "warmup"
+    start, warm = config.folder / f"start-{config.seed}", config.folder / "warmup"
     began = time.monotonic()
     print("making the tiny model and its data")
     build(start, seed=config.seed)
@@ -278,11 +278,11 @@ def prepare(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     }
     warmup = load([str(recipe)], [f"{key}={value}" for key, value in overrides.items()]).config
     result_file = warm / "result.json"
-    if result_file.exists():
-        result = json.loads(result_file.read_text())
-    else:
-        print("warm start: supervised fine-tuning on flash cards and on traces of mixed quality")
-        with claimed(warmup):
+    with claimed(warmup):  # refuses a warm start of another config
+        if result_file.exists():
+            result = json.loads(result_file.read_text())
+        else:
+            print("warm start: fine-tuning on flash cards and on traces of mixed quality")
             result = execute(warmup, read(warmup), Progress(warmup.logging.progress))
     paths = {
         "model": config.model.model_copy(update={"path": result["model"]}),
@@ -292,6 +292,7 @@ def prepare(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     figures = {
         "accuracy_start": result["accuracy_start"],
         "held_out": {"random weights": result["held_out"]["step 0"]},
+        "examples": {"random weights": result["examples"]["step 0"]},
         "seconds": {"data": round(making, 2), "warm-up": result["seconds"]["total"]},
     }
     return config.model_copy(update=paths), figures

@@ -78,11 +78,17 @@ class Child:
         deadline = time.monotonic() + seconds
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._read], [], [], left)[0]:
+            if left <= 0:
                 raise ChildTimeout(f"no answer within {seconds} s")
+            # Looked at once a second besides: a process that the verifier forked may hold the pipe
+            # open when the child itself is gone.
+            if not select.select([self._read], [], [], min(left, 1.0))[0]:
+                if self._process.poll() is not None:
+                    raise ChildDied(f"exit status {self._process.poll()}")
+                continue
             data = os.read(self._read, 1 << 16)
             if not data:
-                raise ChildDied(f"exit status {self._process.wait()}")
+                raise ChildDied(f"exit status {self._process.poll()}")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)

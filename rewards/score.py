@@ -90,13 +90,16 @@ def find_verifier(name: str) -> Verifier:
             "name your own as 'module:function'"
         )
     try:
-        verifier = getattr(importlib.import_module(module_name), function_name)
-    except ImportError as error:
-        raise ValueError(f"rewards.verifiers: cannot import {module_name!r}: {error}") from error
-    except AttributeError as error:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module: whatever it raises is about it, not about us
+        raise ValueError(
+            f"rewards.verifiers: cannot import {module_name!r}: {type(error).__name__}: {error}"
+        ) from error
+    verifier = getattr(module, function_name, None)
+    if verifier is None:
         raise ValueError(
             f"rewards.verifiers: module {module_name!r} has no function {function_name!r}"
-        ) from error
+        )
     if not callable(verifier):
         raise ValueError(f"rewards.verifiers: {name!r} is a {type(verifier).__name__}, no function")
     return cast(Verifier, verifier)

@@ -10,7 +10,7 @@ import numpy as np
 
 from rewards import Score
 from rollout.config import PromptConfig
-from rollout.prompts import read_rows
+from rollout.prompts import fingerprint, read_rows
 from rollout.types import NO_POLICY, Completion, Group, Prompt, ScoredGroup
 
 
@@ -25,7 +25,7 @@ class DemonstrationStream:
     def __init__(self, config: PromptConfig, tokenizer: Any) -> None:
         rows = read_rows(config.dataset, subset=config.subset, split=config.split)
         self._groups = [_group(config, tokenizer, number, row) for number, row in enumerate(rows)]
-        self.fingerprint = f"{config.dataset}:{len(rows)}"
+        self.fingerprint = fingerprint(rows)
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -41,12 +41,15 @@ def _group(
 ) -> tuple[Prompt, Completion]:
     where = f"dataset {config.dataset!r}, row {number}"
     if "segments" in row:
-        segments = [(str(text), bool(trains)) for text, trains in row["segments"]]
-    elif "prompt" in row and "completion" in row:
+        try:
+            segments = [(str(text), bool(trains)) for text, trains in row["segments"]]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: segments is a list of [text, trains] pairs") from error
+    elif isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
         segments = [(row["prompt"], False), (row["completion"], True)]
     else:
         raise ValueError(
-            f"{where}: a demonstration has the columns prompt and completion, or segments; "
+            f"{where}: a demonstration has the texts prompt and completion, or segments; "
             f"found {', '.join(row)}"
         )
     encoded = tokenizer([text for text, _ in segments], add_special_tokens=False)["input_ids"]

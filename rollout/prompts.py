@@ -6,7 +6,7 @@ so resuming a run is continuing to count.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,16 @@ def read_rows(dataset: str, *, subset: str = "", split: str = "train") -> list[d
             rows = _read_arrow(path).to_pylist()
         else:
             raise ValueError(f"the name must end in {', '.join(FORMATS)}")
-    except ValueError as error:  # json's and pyarrow's own errors are ValueErrors
+    except (ValueError, OSError) as error:  # json's and pyarrow's own errors are ValueErrors
         raise ValueError(f"dataset {dataset!r} cannot be read: {error}") from error
     if not rows:
         raise ValueError(f"dataset {dataset!r} is empty")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"dataset {dataset!r}, row {number} is a {type(row).__name__}, not an object with "
+                "columns"
+            )
     return rows
 
 
@@ -67,6 +73,11 @@ def _read_hub(dataset: str, subset: str, split: str) -> list[dict[str, Any]]:
         ) from error
     rows = datasets.load_dataset(dataset, subset or None, split=split)
     return [dict(row) for row in rows]
+
+
+def fingerprint(rows: Sequence[Any]) -> str:
+    """Of content and order, so that a resumed run can tell another dataset."""
+    return hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +113,9 @@ class PromptStream:
         source = Path(config.dataset).stem
         _check_columns(config, rows)
         templated = [_templated(config, tokenizer, row[config.question]) for row in rows]
-        # Content and order of what is trained, so that a resumed run can tell another dataset.
-        self.fingerprint = hashlib.sha256(
-            json.dumps(
-                [[text, str(row[config.answer])] for text, row in zip(templated, rows, strict=True)]
-            ).encode()
-        ).hexdigest()
+        self.fingerprint = fingerprint(
+            [[text, str(row[config.answer])] for text, row in zip(templated, rows, strict=True)]
+        )
         encoded = _encode(tokenizer, templated, chat=_uses_chat(config, tokenizer))
         self._prompts: list[Prompt] = []
         dropped = truncated = 0
@@ -173,6 +181,14 @@ def _check_columns(config: PromptConfig, rows: list[dict[str, Any]]) -> None:
                     f"dataset {config.dataset!r}, row {number}: column {column!r} {what} "
                     f"(columns: {', '.join(row)}); set prompts.{name}"
                 )
+
+    for number, row in enumerate(rows):
+        if not isinstance(row[config.question], (str, list)):
+            kind = type(row[config.question]).__name__
+            raise ValueError(
+                f"dataset {config.dataset!r}, row {number}: column {config.question!r} is a "
+                f"{kind}, neither a text nor a list of messages"
+            )
 
 
 def _uses_chat(config: PromptConfig, tokenizer: Any) -> bool:

@@ -63,6 +63,7 @@ class Sampler:
         self._paused = False
         self._failure: BaseException | None = None
         self._stopping = False
+        self._closing = False
         self.tokens_sampled = 0
         started: Future = Future()
         args = self._engine_args(model, config, engine_args, max_model_len)
@@ -123,7 +124,7 @@ class Sampler:
                 return
             idle = False
             try:
-                if self._failure is not None:
+                if self._failure is not None and not self._closing:
                     raise RuntimeError(f"this sampler's engine died: {self._failure!r}")
                 command(future)
             except BaseException as error:
@@ -134,6 +135,9 @@ class Sampler:
     def _ask(self, command: Callable[[Future], None]) -> Future:
         """Queue a command that answers its future itself, then or later."""
         future: Future = Future()
+        # From here on nobody can cancel it: a caller that gives up must not make the engine's
+        # thread stumble over a future that is done already.
+        future.set_running_or_notify_cancel()
         self._queue.put((command, future))
         return future
 
@@ -146,7 +150,8 @@ class Sampler:
         waiting = {id(group): group for group, _ in self._pending.values()}
         self._pending.clear()
         for group in waiting.values():
-            group.future.set_exception(RuntimeError(f"this sampler's engine died: {error!r}"))
+            if not group.future.done():
+                group.future.set_exception(RuntimeError(f"this sampler's engine died: {error!r}"))
 
     # -- sampling ---------------------------------------------------------------------------------
 
@@ -195,10 +200,15 @@ class Sampler:
     ) -> Future:
         def add(future: Future) -> None:
             group = _Pending(future, finish, outputs=[None] * len(params), missing=len(params))
-            for index, param in enumerate(params):
-                name = f"r{next(self._ids)}"
-                self._engine.add_request(name, {"prompt_token_ids": token_ids}, param)
-                self._pending[name] = (group, index)
+            names = [f"r{next(self._ids)}" for _ in params]
+            try:
+                for index, (name, param) in enumerate(zip(names, params, strict=True)):
+                    self._engine.add_request(name, {"prompt_token_ids": token_ids}, param)
+                    self._pending[name] = (group, index)
+            except BaseException:  # all or none
+                added = [name for name in names if self._pending.pop(name, None)]
+                self._engine.abort_request(added)
+                raise
 
         return self._ask(add)
 
@@ -206,8 +216,12 @@ class Sampler:
         group, index = self._pending.pop(output.request_id)
         group.outputs[index] = output
         group.missing -= 1
-        if group.missing == 0:
+        if group.missing > 0:
+            return
+        try:
             group.future.set_result(group.finish(group.outputs))
+        except Exception as error:
+            group.future.set_exception(error)
 
     def _completion(self, output: Any) -> Completion:
         chosen = output.outputs[0]
@@ -280,6 +294,7 @@ class Sampler:
         def stop() -> None:
             self._stopping = True
 
+        self._closing = True
         self._do(stop).result()
         self._thread.join()
 

@@ -19,12 +19,17 @@ ENV = {
 MAX_LEN = 200
 
 
-def with_sampler(work: Callable[..., Any], folder: Path, model: Path, *args: Any) -> Any:
-    """`work(sampler, *args)` in a new process; its result (JSON)."""
+def with_sampler(
+    work: Callable[..., Any], folder: Path, model: Path, *args: Any, own_core: bool = False
+) -> Any:
+    """`work(sampler, *args)` in a new process; its result (JSON).
+
+    With `own_core`, the engine's core is a process of its own, as on GPUs.
+    """
     out = folder / "engine-result.json"
     context = multiprocessing.get_context("spawn")
     before = {name: os.environ.get(name) for name in ENV}
-    os.environ.update(ENV)
+    os.environ.update(ENV | {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_core))})
     try:
         process = context.Process(target=_run, args=(work, str(model), args, str(out)))
         process.start()

@@ -70,6 +70,10 @@ def test_a_run_folder_of_another_config_shows_what_differs(tiny: Path, tmp_path:
     arguments = small_recipe(tmp_path, tiny, name="used")
     with claimed(load(arguments[:1], arguments[1:]).config):
         pass
+    with claimed(load(arguments[:1], [*arguments[1:], "seed=9"]).config):
+        pass  # nothing was trained yet: a corrected config is welcome
+    with claimed(load(arguments[:1], arguments[1:]).config):
+        (tmp_path / "outputs" / "used" / "ledger.jsonl").touch()
     output = cohort("train", *arguments, "learner.optim.lr=0.5", expect=2)
     assert "learner.optim.lr: 0.001 there, 0.5 here" in output
     assert "--fresh" in output
@@ -85,8 +89,10 @@ def test_two_processes_in_one_run_folder(tiny: Path, tmp_path: Path):
 
     arguments = small_recipe(tmp_path, tiny, name="busy")
     with claimed(load(arguments[:1], arguments[1:]).config):
-        output = cohort("train", *arguments, expect=2)
-    assert "another process is running in" in output
+        for flags in ([], ["--fresh"]):
+            output = cohort("train", *arguments, *flags, expect=2)
+            assert "another process is running in" in output
+    assert (tmp_path / "outputs" / "busy").is_dir(), "a live run's folder was moved"
 
 
 @pytest.mark.ray

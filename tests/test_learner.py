@@ -61,9 +61,7 @@ def test_two_ranks_give_the_loss_curve_of_one(
         "logits_chunk": 20_000,  # several chunks of logits per pass
     }
     if stage == 3:  # gather every parameter, however small
-        settings["deepspeed"] = {
-            "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}
-        }
+        settings["deepspeed"] = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
     results = on_ranks(
         train_and_digest, tmp_path, tables, ranks=2, config=settings, model=tiny / "model"
     )

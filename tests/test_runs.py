@@ -144,6 +144,17 @@ def test_one_step_off_with_two_ranks_and_a_reference(tiny: Path, tmp_path: Path)
     assert [t for line in ledger for t in line["tickets"]] == list(range(24))
 
 
+def test_bfloat16_with_two_samplers(tiny: Path, tmp_path: Path):
+    """The dtype of GPUs, as far as a CPU computes it; and a publish that reaches two samplers."""
+    settings = {"model.dtype": "bfloat16", "sampler.replicas": "2", "rewards.scorers": "2"}
+    arguments = small_recipe(tmp_path, tiny, name="bf16", steps="2", **settings)
+    cohort("train", *arguments)
+    rows = metrics(tmp_path / "outputs" / "bf16")
+    assert len(rows) == 2
+    for row in rows:
+        assert 1e-6 < row["policy/canary_gap"] < 0.3, "rounding of bfloat16, and no more"
+
+
 def test_a_checkpoint_is_evaluated_and_exported(
     finished: tuple[Path, list[str], str], tmp_path: Path
 ):
@@ -206,14 +217,20 @@ def test_gsm8k_trains_two_steps_with_a_random_model(shared: Path, tiny: Path, tm
     assert len(metrics(tmp_path / "outputs" / "gsm8k")) == 2
 
 
-def test_the_users_own_verifier(tiny: Path, tmp_path: Path):
+def test_the_users_own_verifier_and_a_dataset_that_changes(tiny: Path, tmp_path: Path):
     (tmp_path / "my_task.py").write_text(
         "def even(completion, answer):\n    return float(len(completion) % 2 == 0)\n"
     )
-    arguments = small_recipe(tmp_path, tiny, name="own", steps="1")
-    cohort("train", *arguments, "rewards.verifiers={my_task:even: 2.0}", PYTHONPATH=str(tmp_path))
+    data = shutil.copy(tiny / "train.jsonl", tmp_path)
+    arguments = small_recipe(tmp_path, tiny, name="own", steps="1", **{"prompts.dataset": data})
+    arguments.append("rewards.verifiers={my_task:even: 2.0}")
+    cohort("train", *arguments, PYTHONPATH=str(tmp_path))
     [row] = metrics(tmp_path / "outputs" / "own")
     assert row["reward/mean"] == pytest.approx(2.0 * row["reward/my_task:even"])
+    rows = Path(data).read_text().splitlines(keepends=True)
+    Path(data).write_text("".join(rows[1:] + rows[:1]))
+    output = cohort("train", *arguments, "steps=2", expect=2, PYTHONPATH=str(tmp_path))
+    assert "have changed since its last checkpoint" in output
 
 
 def test_the_package_leaves_no_weight_files():

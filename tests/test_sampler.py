@@ -79,14 +79,19 @@ def publish_and_compare(sampler, model_path: str, directory: str) -> list[dict]:
     return rounds
 
 
-@pytest.mark.parametrize("shape", ["tied", "untied"])
+@pytest.mark.parametrize(
+    ("shape", "own_core"),
+    [("tied", False), ("untied", False), ("tied", True)],
+    ids=["tied", "untied", "tied, core in a process of its own"],
+)
 def test_after_a_publish_the_sampler_computes_what_the_learner_does(
-    shape: str, tiny: Path, untied: Path, tmp_path: Path
+    shape: str, own_core: bool, tiny: Path, untied: Path, tmp_path: Path
 ):
     model = {"tied": tiny / "model", "untied": untied}[shape]
     weights = tmp_path / "weights"
     weights.mkdir()
-    rounds = with_sampler(publish_and_compare, tmp_path, model, str(model), str(weights))
+    arguments = (str(model), str(weights))
+    rounds = with_sampler(publish_and_compare, tmp_path, model, *arguments, own_core=own_core)
     for version, found in enumerate(rounds, start=1):
         assert found["moved"] > 0.05, "the update changed nothing: this test would prove nothing"
         assert found["max"] <= MAX_GAP and found["mean"] <= MEAN_GAP, found
