@@ -114,7 +114,7 @@ class RunConfig(BaseModel):
 
     model_config = STRICT
 
-    name: str = Field(default="run", pattern=r"^[\w.-]+(/[\w.-]+)*$")
+    name: str = Field(default="run", pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")
     """The run folder is `<output_dir>/<name>`."""
 
     seed: int = Field(default=1, ge=0)

@@ -23,6 +23,8 @@ FORMATS = (".jsonl", ".parquet", ".arrow")
 
 def read_rows(dataset: str, *, subset: str = "", split: str = "train") -> list[dict[str, Any]]:
     """The rows of a dataset file or hub dataset. Raises ValueError when there are none."""
+    if not dataset:
+        raise ValueError("prompts.dataset is not set: name a .jsonl, .parquet or .arrow file")
     path = Path(dataset)
     if path.suffix not in FORMATS and not path.exists():
         return _read_hub(dataset, subset, split)
@@ -62,8 +64,6 @@ def _read_arrow(path: Path) -> pa.Table:
 
 
 def _read_hub(dataset: str, subset: str, split: str) -> list[dict[str, Any]]:
-    if not dataset:
-        raise ValueError("prompts.dataset is not set: name a .jsonl, .parquet or .arrow file")
     try:
         import datasets  # pyright: ignore[reportMissingImports]  # the `hub` extra
     except ImportError as error:

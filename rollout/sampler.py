@@ -293,6 +293,7 @@ class Sampler:
     def close(self) -> None:
         def stop() -> None:
             self._stopping = True
+            self._engine.engine_core.shutdown()  # ends the core's process where it has one
 
         self._closing = True
         self._do(stop).result()

@@ -133,7 +133,7 @@ def test_the_plan_says_where_each_value_comes_from(capsys: pytest.CaptureFixture
     by_key = {line.split()[0]: line.split()[1:] for line in lines}
     assert by_key["seed"] == ["3", "command", "line"]
     assert by_key["steps"] == ["80", recipe]
-    assert by_key["learner.ranks"][-1] == "default"
+    assert by_key["cluster.port"][-1] == "default"
     assert len(lines) == len(options())
 
 
