@@ -38,7 +38,9 @@ class Progress:
     def render(self) -> str:
         if not self.steps:
             return self.phase
-        parts = [f"step {self.step}/{self.steps}"]
+        # Inside a step its own number is shown; between steps that of the last one done.
+        inside = self.phase in ("rollout", "update", "publish")
+        parts = [f"step {min(self.step + inside, self.steps)}/{self.steps}"]
         if self.phase == "rollout":
             done, wanted = self.groups
             parts += [f"rollout {done}/{wanted}", f"scored {self.scored}"]

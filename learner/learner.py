@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from learner import algorithms, objectives
-from learner.batch import MicroBatch, Slice, collate, plan, read_rows
+from learner.batch import Counts, MicroBatch, Slice, collate, plan, read_rows
 from learner.config import LearnerConfig, ModelConfig, OptimConfig
 from learner.engine import Engine, Placement, join, leave
 from learner.model import Policy, export, load_model
@@ -147,7 +147,7 @@ class Learner:
                 f"logits by {self._temperature}: set sampler.sampling.temperature to the table's"
             )
 
-    def _loss(self, batch: MicroBatch, part: Slice, counts: Any, tally: _Tally) -> Tensor:
+    def _loss(self, batch: MicroBatch, part: Slice, counts: Counts, tally: _Tally) -> Tensor:
         """This micro-batch's share of the step's loss."""
         inputs = (batch.tokens_BT, batch.trains_BT, batch.targets_BT)
         logp_BT, entropy_BT = self._engine.forward(*inputs, positions=part.positions)

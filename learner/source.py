@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rollout.transfer import TensorMeta
@@ -64,7 +63,3 @@ def _layer_of(name: str) -> str:
         if part.isdigit():
             return ".".join(parts[: index + 1])
     return ""
-
-
-def count_parameters(model: torch.nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

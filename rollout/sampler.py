@@ -64,7 +64,6 @@ class Sampler:
         self._failure: BaseException | None = None
         self._stopping = False
         self._closing = False
-        self.tokens_sampled = 0
         started: Future = Future()
         args = self._engine_args(model, config, engine_args, max_model_len)
         self._thread = threading.Thread(target=self._own_engine, args=(args, started), daemon=True)
@@ -229,7 +228,6 @@ class Sampler:
         versions = np.empty(len(token_ids), dtype=np.int32)
         for span in chosen.weight_versions:
             versions[span.start : span.end] = int(span.version)
-        self.tokens_sampled += len(token_ids)
         ended = chosen.finish_reason == "stop"
         text_ids = token_ids[:-1] if ended else token_ids
         return Completion(
