@@ -5,7 +5,7 @@ last; then everything is flushed and the folder is renamed. Resuming takes the n
 manifest holds, never a pointer file's word.
 
     checkpoints/000050/
-        manifest.json   step, config fingerprint, cursor of the prompts, digests
+        manifest.json   step, cursor of the prompts, fingerprint of the data, digests
         learner/        DeepSpeed's shards: weights, optimizer state (every rank its own)
         model/          the policy as a Hugging Face checkpoint
 """

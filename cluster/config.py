@@ -5,7 +5,7 @@ interpolation. Unknown keys are refused. `"auto"` values are resolved once, by `
 """
 
 import difflib
-import hashlib
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -154,7 +154,9 @@ class RunConfig(BaseModel):
     @property
     def is_supervised(self) -> bool:
         """The data are demonstrations; nothing is sampled for training."""
-        return self.learner.algorithm.name == "sft"
+        from learner.algorithms import build
+
+        return build(self.learner.algorithm).supervised
 
     def check(self) -> None:
         """The rules between fields. Raises ValueError with one sentence per broken rule."""
@@ -182,12 +184,9 @@ class RunConfig(BaseModel):
         if broken:
             raise ValueError("\n".join(broken))
 
-    def fingerprint(self) -> str:
-        """A hash of what decides the numbers: resuming with another one is refused."""
-        return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()
-
     def deciding(self) -> dict[str, Any]:
-        """All fields but those that may change between a run and its continuation."""
+        """What decides the numbers: all fields but those that may change between a run and its
+        continuation. Resuming with others is refused."""
         exact = ("output_dir", "name", "steps", "prepare")
         branches = ("checkpoint.", "logging.", "cluster.", "eval.")
         deciding = {
@@ -309,6 +308,7 @@ def _number(value: Any) -> Any:
     return value
 
 
+@functools.cache
 def options() -> dict[str, tuple[str, Any, str]]:
     """Every option: its type, default and documentation."""
     return dict(_options(RunConfig, ""))

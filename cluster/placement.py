@@ -150,7 +150,7 @@ class Fleet:
             path = filter(None, [root, os.environ.get("PYTHONPATH")])
             variables["PYTHONPATH"] = os.pathsep.join(path)
         options: dict[str, Any] = {
-            "num_cpus": 1 if on_gpu else share if devices else self._device.scorer_cpus,
+            "num_cpus": 1 if on_gpu else (share or self._device.scorer_cpus),
             "num_gpus": share if on_gpu else 0,
             "max_restarts": 0,
             "runtime_env": {"env_vars": variables},

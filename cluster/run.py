@@ -107,7 +107,7 @@ class Run:
             groups_per_step=schedule.groups_per_step,
             max_staleness=schedule.max_staleness,
             budget=(self.config.steps - step) * schedule.groups_per_step,
-            **({"state": saved.window} if saved is not None else {}),
+            state=saved.window if saved is not None else WindowState((), 0),
         )
         self.progress.begin(step, self.config.steps)
         return step

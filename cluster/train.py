@@ -1,6 +1,7 @@
 """From a config to a finished run: inputs, run folder, Ray, the loop, the result.
 
-Whatever can be wrong with what the user gave is found here before anything heavy starts.
+Whatever can be wrong with what the user gave is found here, before anything heavy starts; what a
+recipe's `prepare` makes is checked behind it, and the cluster's size once Ray is there.
 """
 
 import asyncio

@@ -4,8 +4,8 @@ import numpy as np
 
 
 def group_norm(rewards_N: np.ndarray, groups_N: np.ndarray, *, eps: float = 1e-6) -> np.ndarray:
-    """GRPO: (r - mean) / (std + eps) within each group, std with ddof 1 (arXiv 2402.03300, eq.
-    3.1.2).
+    """GRPO: (r - mean) / (std + eps) within each group, std with ddof 1 (arXiv 2402.03300,
+    section 4.1.2).
 
     `rewards_N` is float64 with NaN where the completion could not be scored: such a row plays no
     part in mean and std and gets 0, and so do all rows of a group with fewer than two scored rows

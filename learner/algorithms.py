@@ -23,6 +23,8 @@ class Algorithm:
     """(trains_BT, tokens, sequences) -> weight_BT. The counts are those of the whole step over all
     ranks, so the weighted sums of micro-batches and ranks add up to the mean."""
     clip: tuple[float, float] = (0.0, 0.0)
+    supervised: bool = False
+    """It learns from demonstrations; nothing is sampled for training."""
     compares_siblings: bool = False
     """The advantage of a completion depends on the others of its group."""
 
@@ -39,6 +41,7 @@ ALGORITHMS = {
         advantage=advantages.constant,
         surrogate=objectives.likelihood,
         reduction=objectives.token_mean,
+        supervised=True,
     ),
 }
 

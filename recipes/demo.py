@@ -1,7 +1,7 @@
 """What `recipes/demo.yaml` needs, made on the spot: a tiny model, its tokenizer, its data, its warm
 start.
 
-The task: "Tom has 7 apples, buys 5, doubles them, loses 3. How many?" A chain of two to five
+The task: "Tom has 7 apples, buys 3, doubles them, loses 5. How many?" A chain of two to five
 operations whose values stay in 0..20. The warm start learns arithmetic from flash cards and then
 imitates traces of mixed quality: a quarter careful, some with a slip, most of them lazy guesses
 without any steps. The skill is there and the habit is not; GRPO has to find out that writing the
@@ -192,7 +192,7 @@ def make_model(folder: Path, *, seed: int) -> None:
             num_attention_heads=4,  # two heads of 64 learn to copy too late, on some seeds
             num_key_value_heads=4,
             max_position_embeddings=256,
-            initializer_range=128**-0.5,  # at 0.02, so small a model learns ten times slower
+            initializer_range=128**-0.5,  # at 0.02 so small a model had learned far less by then
             tie_word_embeddings=True,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

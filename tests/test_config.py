@@ -116,8 +116,7 @@ def test_open_tables_take_keys_of_the_users_own():
 
 def test_every_option_is_documented():
     undocumented = [name for name, (_, _, text) in options().items() if len(text) < 10]
-    # These two say what they are by their names.
-    assert set(undocumented) <= {"sampler.sampling"}
+    assert undocumented == []
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -155,6 +155,25 @@ def test_an_unscorable_row_is_as_if_it_were_not_there(tiny: Path, tmp_path: Path
     np.testing.assert_allclose(curves[0], curves[1], atol=1e-7)
 
 
+def test_the_order_of_rows_does_not_matter(tiny: Path, tmp_path: Path):
+    rng = np.random.default_rng(8)
+    groups = [
+        group(t, tuple(rng.choice([0.0, 0.2, 1.0], 4)), lengths=tuple(rng.integers(1, 30, 4)))
+        for t in range(5)
+    ]
+    curves = []
+    for number, order in enumerate((groups, [groups[i] for i in (3, 0, 4, 2, 1)])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        paths = save_tables([to_table(order, step=0, run="t", temperature=1.0)] * 3, folder)
+        settings = {**SETTINGS, "micro_batch_tokens": 120}
+        results = on_ranks(
+            train_and_digest, folder, paths, ranks=2, config=settings, model=tiny / "model"
+        )
+        curves.append(results[0][0])
+    np.testing.assert_allclose(curves[0], curves[1], atol=1e-6, rtol=0)
+
+
 def reference_kl(learner, paths: list[str]) -> list[float]:
     return [metrics["policy/kl_reference"] for metrics in train(learner, paths)]
 

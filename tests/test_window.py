@@ -1,4 +1,4 @@
-"""The staleness bound, under thousands of schedules: random durations, discards, restarts."""
+"""The staleness bound, under hundreds of schedules: random durations and discards."""
 
 import asyncio
 import random
