@@ -148,8 +148,12 @@ class RunConfig(BaseModel):
 
     @property
     def max_model_len(self) -> int:
-        longest = self.prompts.max_tokens + self.sampler.sampling.max_tokens
-        return self.sampler.max_model_len or longest
+        return self.sampler.max_model_len or self._longest
+
+    @property
+    def _longest(self) -> int:
+        """The longest prompt and completion together that the limits allow."""
+        return self.prompts.max_tokens + self.sampler.sampling.max_tokens
 
     @property
     def is_supervised(self) -> bool:
@@ -162,7 +166,6 @@ class RunConfig(BaseModel):
         """The rules between fields. Raises ValueError with one sentence per broken rule."""
         from learner.algorithms import build
 
-        longest = self.prompts.max_tokens + self.sampler.sampling.max_tokens
         rows = self.schedule.groups_per_step
         rows *= 1 if self.is_supervised else self.sampler.group_size
         broken = []
@@ -171,10 +174,10 @@ class RunConfig(BaseModel):
                 f"learner.algorithm.name={self.learner.algorithm.name} compares the completions of "
                 "one prompt, but sampler.group_size=1: set it to 2 or more"
             )
-        if self.max_model_len < longest:
+        if self.max_model_len < self._longest:
             broken.append(
                 f"sampler.max_model_len={self.max_model_len} is less than prompts.max_tokens + "
-                f"sampler.sampling.max_tokens = {longest}: raise it"
+                f"sampler.sampling.max_tokens = {self._longest}: raise it"
             )
         if rows % self.learner.ranks:
             broken.append(

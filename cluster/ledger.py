@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.metrics import whole_lines
+from cluster.files import free_name, replace_text, whole_lines
 from rollout import ScoredGroup
 from rollout.schema import to_groups, write_table
 
@@ -55,16 +55,11 @@ class Ledger:
         lines = self.lines()
         kept = [line for line in lines if line["step"] <= step]
         if len(kept) < len(lines):
-            number = 1
-            while (aside := self._path.with_name(f"ledger.jsonl.{number}")).exists():
-                number += 1
-            shutil.copy2(self._path, aside)
-            shorter = self._path.with_name(".ledger.jsonl.tmp")
-            shorter.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(shorter, self._path)
+            shutil.copy2(self._path, free_name(self._path))
+            replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         stale = [p for p in self._rollouts.glob("[0-9]*.arrow") if int(p.stem) > step]
         for path in stale:  # a replay must not mix what was trained with what was given up
-            path.rename(path.with_suffix(".arrow.superseded"))
+            path.rename(free_name(path.with_suffix(".arrow.superseded")))
         return len(lines) - len(kept)
 
 

@@ -5,12 +5,12 @@ The names are fixed; docs/operations.md says what each one means.
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.files import whole_lines
 from cluster.window import Window
 from rollout import ScoredGroup
 from rollout.types import NO_POLICY
@@ -68,15 +68,6 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The rows that a run has written so far."""
     text = (folder / METRICS).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def whole_lines(path: Path) -> None:
-    """Cut a last line that its writer died in, so that the next one does not grow onto it."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        os.truncate(path, data.rfind(b"\n") + 1)
 
 
 class MetricsWriter:

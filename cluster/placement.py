@@ -78,10 +78,10 @@ class Fleet:
         tensor = config.sampler.tensor_parallel
         learner = self._factory(LearnerActor, "learner", device.learner_env, 1)
         sampler = self._factory(SamplerActor, "sampler", device.sampler_env, tensor)
-        self._make_scorer = self._factory(ScorerActor, "scorer", {}, 0)
+        scorer = self._factory(ScorerActor, "scorer", {}, 0)
         self.learners.adopt([learner(rank) for rank in range(shape.learners)])
         self.samplers.adopt([sampler(index) for index in range(shape.samplers)])
-        self.scorers.adopt([self._make_scorer(index) for index in range(shape.scorers)])
+        self.scorers.adopt([scorer(index) for index in range(shape.scorers)])
         waiting = asyncio.create_task(self._say_who_waits())
         try:
             await self._start_members()

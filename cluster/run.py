@@ -6,13 +6,9 @@ nothing of actors.
 
 import asyncio
 import contextlib
-import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -298,9 +294,3 @@ class Run:
 
     def last_checkpoint(self) -> Checkpoint | None:
         return checkpoint.newest(self.checkpoints)[0]
-
-
-def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)

@@ -26,11 +26,12 @@ from cluster.config import RunConfig, load
 from cluster.device import Device, resolve
 from cluster.errors import Stopped
 from cluster.evaluate import evaluate
+from cluster.files import free_name, write_json
 from cluster.inputs import Inputs
 from cluster.placement import Shape
 from cluster.progress import Progress
 from cluster.report import result_of, show
-from cluster.run import Run, write_json
+from cluster.run import Run
 
 JOB_FOLDER = "runtime_resources"
 """Part of the path of the folder that Ray unpacks a submitted job into, and deletes with it."""
@@ -192,10 +193,7 @@ def claimed(config: RunConfig, *, fresh: bool = False) -> Iterator[None]:
     folder = config.folder
     if fresh and folder.exists():
         with _locked(folder):
-            number = 1
-            while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
-                number += 1
-            folder.rename(aside)
+            aside = folder.rename(free_name(folder))
         print(f"moved the earlier {folder} to {aside}")
     with _locked(folder):
         _check_same_run(config, folder)

@@ -1,0 +1,34 @@
+"""Small files of a run folder: whole or not there, and nothing overwritten that was put aside."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def replace_text(path: Path, text: str) -> None:
+    """The file's new content, all of it at once."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    replace_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def free_name(path: Path) -> Path:
+    """The first of `path.1`, `path.2`, ... that is not there yet."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return aside
+
+
+def whole_lines(path: Path) -> None:
+    """Cut a last line that its writer died in, so that the next one does not grow onto it."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
