@@ -62,10 +62,10 @@ class SamplerActor:
 class ScorerActor:
     """Scores one group at a time in a child process."""
 
-    def start(self, config: RewardConfig) -> None:
+    def start(self, config: RewardConfig, max_tokens: int) -> None:
         from rewards.scorer import Scorer
 
-        self._scorer = Scorer(config)
+        self._scorer = Scorer(config, max_tokens)
 
     def score(self, answer: str, attempts: list[Attempt]) -> list[Score]:
         return self._scorer.score(answer, attempts)

@@ -164,15 +164,22 @@ class RunConfig(BaseModel):
 
     def check(self) -> None:
         """The rules between fields. Raises ValueError with one sentence per broken rule."""
-        from learner.algorithms import build
+        from learner.algorithms import contradictions
 
         rows = self.schedule.groups_per_step
         rows *= 1 if self.is_supervised else self.sampler.group_size
-        broken = []
-        if build(self.learner.algorithm).compares_siblings and self.sampler.group_size < 2:
+        broken = contradictions(
+            self.learner,
+            group_size=self.sampler.group_size,
+            groups_per_step=self.schedule.groups_per_step,
+            samples_all_tokens=self.sampler.sampling.samples_all_tokens,
+            has_adapters=self.model.lora.rank > 0,
+        )
+        buffer, longest = self.rewards.overlong_buffer, self.sampler.sampling.max_tokens
+        if buffer >= longest:
             broken.append(
-                f"learner.algorithm.name={self.learner.algorithm.name} compares the completions of "
-                "one prompt, but sampler.group_size=1: set it to 2 or more"
+                f"rewards.overlong_buffer={buffer} leaves nothing unpunished of "
+                f"sampler.sampling.max_tokens={longest}: make it smaller"
             )
         if self.max_model_len < self._longest:
             broken.append(

@@ -26,6 +26,7 @@ class Inputs:
     fingerprint: str
     notes: list[str]
     """What was found, for people."""
+    tokenizer: Any
 
     @property
     def needs_samplers(self) -> bool:
@@ -79,6 +80,7 @@ def read(config: RunConfig, *, replay: Path | None = None, held_out_only: bool =
         canary=_canary(config, prompts, held_out),
         fingerprint=fingerprint,
         notes=notes,
+        tokenizer=tokenizer,
     )
 
 

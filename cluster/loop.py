@@ -12,7 +12,7 @@ import asyncio
 
 from cluster.metrics import describe, flight, staleness
 from cluster.run import Run
-from rollout import Group, ScoredGroup
+from rollout import ScoredGroup
 from rollout.sampler import sample_seed
 from rollout.schema import to_table
 
@@ -51,6 +51,12 @@ async def train(run: Run) -> None:
 
 def check(run: Run, groups: list[ScoredGroup], *, version: int) -> dict[str, float]:
     """The last look before groups are trained: the staleness bound holds, or the run stops."""
+    if run.algorithm.steps and not any(group.steps for group in groups):
+        raise RuntimeError(
+            f"learner.algorithm.name={run.config.learner.algorithm.name} learns from rewards of "
+            f"single steps, and none of {', '.join(run.config.rewards.verifiers)} returned any: a "
+            "verifier that judges steps returns [(characters up to a step's end, value), ...]"
+        )
     metrics = describe(groups) | staleness(groups, version) | flight(run.window)
     bound = run.config.schedule.max_staleness
     if run.inputs.prompts is not None and metrics["schedule/staleness_max"] > bound:
@@ -83,6 +89,7 @@ async def roll_out(run: Run, ticket: int) -> None:
     ]
     completions = await run.samplers.call("generate", prompt, run.config.sampler.sampling, seeds)
     run.sampled_groups += 1
+    if run.algorithm.greedy:  # one more, which is the baseline and is not trained
+        completions += await run.samplers.call("generate", prompt, run.config.sampler.sampling, [])
     scores = await run.scorers.call("score", prompt.answer, [c.attempt() for c in completions])
-    group = Group(ticket=ticket, prompt=prompt, completions=tuple(completions))
-    await run.window.ready(ticket, ScoredGroup(group=group, scores=tuple(scores)))
+    await run.window.ready(ticket, run.judged(ticket, prompt, completions, scores))

@@ -95,7 +95,7 @@ class Fleet:
         calls = self.samplers.submit(
             "start", model, config.sampler, arguments, config.max_model_len
         )
-        calls += self.scorers.submit("start", config.rewards)
+        calls += self.scorers.submit("start", config.rewards, config.sampler.sampling.max_tokens)
         if not self.learners.members:
             await ask_all(calls, what="starting", seconds=seconds)
             return
@@ -109,7 +109,11 @@ class Fleet:
                 config.learner,
                 config.model.model_copy(update={"path": model}),
                 self._rank(rank, host, port),
-                {"steps": config.steps, "temperature": config.sampler.sampling.temperature},
+                {
+                    "steps": config.steps,
+                    "temperature": config.sampler.sampling.temperature,
+                    "max_tokens": config.sampler.sampling.max_tokens,
+                },
             )
             calls.append((f"learner/{rank}", call))
         await ask_all(calls, what="starting", seconds=seconds)
@@ -163,7 +167,8 @@ class Fleet:
     def _replace_scorer(self, index: int) -> ActorHandle:
         self._progress.line(f"scorer/{index} died; a new one takes its place")
         actor = self._factory(ScorerActor, "scorer", {}, 0)(index)
-        actor.start.remote(self._config.rewards)  # calls of one actor run in order
+        longest = self._config.sampler.sampling.max_tokens
+        actor.start.remote(self._config.rewards, longest)  # calls of one actor run in order
         return actor
 
     async def _say_who_waits(self) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import ray
@@ -25,7 +25,11 @@ from cluster.placement import Fleet, Shape
 from cluster.pool import ask_all
 from cluster.progress import Progress
 from cluster.window import Window, WindowState
-from rollout import ScoredGroup
+from learner.algorithms import build
+from rewards import Score
+from rollout import Completion, Group, Prompt, ScoredGroup
+from rollout.steps import step_tokens
+from rollout.types import Steps
 
 
 class Run:
@@ -53,6 +57,7 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.ledger = Ledger(self.folder, keep_rollouts=config.logging.keep_rollouts)
         self.metrics = MetricsWriter(self.folder, tensorboard=config.logging.tensorboard)
+        self.algorithm = build(config.learner.algorithm)
         self.headline = next(iter(config.rewards.verifiers))
         """The part of the reward that a run is judged by: the first verifier listed."""
         self.window: Window
@@ -73,6 +78,26 @@ class Run:
     def stop(self) -> None:
         self.fleet.kill()
         self.metrics.close()
+
+    def judged(
+        self, ticket: int, prompt: Prompt, completions: Sequence[Completion], scores: list[Score]
+    ) -> ScoredGroup:
+        """The group of a ticket; a greedy completion behind the sampled ones is the baseline."""
+        size = self.config.sampler.group_size
+        completions, greedy = completions[:size], scores[size:]
+        group = Group(ticket=ticket, prompt=prompt, completions=tuple(completions))
+        steps: tuple[Steps, ...] = ()
+        if any(score.steps for score in scores):
+            steps = tuple(
+                step_tokens(self.inputs.tokenizer, completion, score)
+                for completion, score in zip(completions, scores, strict=False)
+            )
+        return ScoredGroup(
+            group=group,
+            scores=tuple(scores[:size]),
+            steps=steps,
+            greedy_reward=greedy[0].reward if greedy else None,
+        )
 
     # -- what the loop asks for -------------------------------------------------------------------
 

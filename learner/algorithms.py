@@ -1,41 +1,146 @@
-"""The table: an algorithm is an advantage, a surrogate, a reduction and a clip.
+"""The table: an algorithm is an advantage, a surrogate, a reduction and their settings.
 
 Adding one is adding a row and its tests; nothing else in the project asks for an algorithm's name.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-import numpy as np
-from torch import Tensor
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from learner import advantages, objectives
-from learner.config import AlgorithmConfig
+from learner.config import AlgorithmConfig, CriticConfig, KLConfig, LearnerConfig, known
+from learner.presets import PRESETS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    advantage: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    """(rewards_N, groups_N) -> advantages_N"""
-    surrogate: Callable[[Tensor, Tensor, Tensor, tuple[float, float]], tuple[Tensor, Tensor]]
-    """(logp_BT, anchor_BT, advantage_B1, clip) -> (loss_BT, clipped_BT)"""
-    reduction: Callable[[Tensor, int, int], Tensor]
-    """(trains_BT, tokens, sequences) -> weight_BT. The counts are those of the whole step over all
-    ranks, so the weighted sums of micro-batches and ranks add up to the mean."""
-    clip: tuple[float, float] = (0.0, 0.0)
+    advantage: Callable[..., Any]
+    """`learner/advantages.py`: Evidence of the whole table to [N] or [N, T]."""
+    surrogate: Callable[..., Any]
+    """`learner/objectives.py`: (logp_BT, anchor_BT, advantage_BT, mask_BT) to (loss_BT,
+    clipped_BT)."""
+    reduction: Callable[..., Any]
+    """(mask_BT, Counts) to weight_BT. The counts are those of the whole step over all ranks, so the
+    weighted sums of micro-batches and ranks add up to the mean."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the three, each handed to whoever takes it."""
     supervised: bool = False
     """It learns from demonstrations; nothing is sampled for training."""
-    compares_siblings: bool = False
-    """The advantage of a completion depends on the others of its group."""
+    siblings: int = 1
+    """Completions of one prompt that its advantage needs at least."""
+    critic: bool = False
+    """It trains a value model beside the policy."""
+    greedy: bool = False
+    """Each prompt is answered greedily as well: the baseline."""
+    steps: bool = False
+    """Verifiers have to judge the steps of a completion."""
 
+    def accepts(self, name: str) -> bool:
+        """Whether one of its parts has a setting of this name."""
+        return any(name in _parameters(p) for p in (self.advantage, self.surrogate, self.reduction))
+
+
+PPO_CLIP = {"clip_low": 0.2, "clip_high": 0.2}
 
 ALGORITHMS = {
     "grpo": Algorithm(
-        advantage=advantages.group_norm,
+        advantage=advantages.group_relative,
         surrogate=objectives.clipped,
         reduction=objectives.sequence_mean,
-        clip=(0.2, 0.2),
-        compares_siblings=True,
+        settings=PPO_CLIP,
+        siblings=2,
+    ),
+    "grpo_process": Algorithm(
+        advantage=advantages.process,
+        surrogate=objectives.clipped,
+        reduction=objectives.sequence_mean,
+        settings=PPO_CLIP,
+        siblings=2,
+        steps=True,
+    ),
+    "dr_grpo": Algorithm(
+        advantage=advantages.group_relative,
+        surrogate=objectives.clipped,
+        reduction=objectives.constant_length,
+        settings={**PPO_CLIP, "scale": "none"},
+        siblings=2,
+    ),
+    "dapo": Algorithm(
+        advantage=advantages.group_relative,
+        surrogate=objectives.clipped,
+        reduction=objectives.token_mean,
+        settings={"clip_low": 0.2, "clip_high": 0.28},
+        siblings=2,
+    ),
+    "gspo": Algorithm(
+        advantage=advantages.group_relative,
+        surrogate=objectives.clipped,
+        reduction=objectives.sequence_mean,
+        settings={"clip_low": 3e-4, "clip_high": 4e-4, "level": "sequence"},
+        siblings=2,
+    ),
+    "gspo_token": Algorithm(
+        advantage=advantages.group_relative,
+        surrogate=objectives.clipped,
+        reduction=objectives.sequence_mean,
+        settings={"clip_low": 3e-4, "clip_high": 4e-4, "level": "sequence_token"},
+        siblings=2,
+    ),
+    "cispo": Algorithm(
+        advantage=advantages.group_relative,
+        surrogate=objectives.detached,
+        reduction=objectives.token_mean,
+        settings={"clip_low": 1.0, "clip_high": 4.0, "cap": "one_plus_eps"},
+        siblings=2,
+    ),
+    "sapo": Algorithm(
+        advantage=advantages.group_relative,
+        surrogate=objectives.sigmoid_gated,
+        reduction=objectives.sequence_mean,
+        settings={"tau_positive": 1.0, "tau_negative": 1.05},
+        siblings=2,
+    ),
+    "gmpo": Algorithm(
+        advantage=advantages.group_relative,
+        surrogate=objectives.geometric_mean,
+        reduction=objectives.sequence_mean,
+        settings={"clip_low": 0.4, "clip_high": 0.4},
+        siblings=2,
+    ),
+    "rloo": Algorithm(
+        advantage=advantages.leave_one_out,
+        surrogate=objectives.clipped,
+        reduction=objectives.sequence_mean,
+        settings={"level": "product"},
+        siblings=2,
+    ),
+    "reinforce++": Algorithm(
+        advantage=advantages.whitened_returns,
+        surrogate=objectives.clipped,
+        reduction=objectives.token_mean,
+        settings={**PPO_CLIP, "gamma": 1.0},
+    ),
+    "reinforce++_baseline": Algorithm(
+        advantage=advantages.whitened_group_baseline,
+        surrogate=objectives.clipped,
+        reduction=objectives.token_mean,
+        settings=PPO_CLIP,
+        siblings=2,
+    ),
+    "remax": Algorithm(
+        advantage=advantages.minus_greedy,
+        surrogate=objectives.clipped,
+        reduction=objectives.sequence_sum,
+        greedy=True,
+    ),
+    "ppo": Algorithm(
+        advantage=advantages.whitened_gae,
+        surrogate=objectives.clipped,
+        reduction=objectives.token_mean,
+        settings={**PPO_CLIP, "gamma": 1.0, "lam": 0.95},
+        critic=True,
     ),
     "sft": Algorithm(
         advantage=advantages.constant,
@@ -48,18 +153,128 @@ ALGORITHMS = {
 REDUCTIONS = {
     "sequence_mean": objectives.sequence_mean,
     "token_mean": objectives.token_mean,
+    "sequence_sum": objectives.sequence_sum,
+    "constant_length": objectives.constant_length,
 }
+
+SETTINGS = (
+    *("clip_low", "clip_high", "dual_clip", "cap", "level", "tau_positive", "tau_negative"),
+    *("scale", "eps", "gamma", "lam"),
+)
+"""Options of AlgorithmConfig that go to the parts of a row, by the same name."""
 
 
 def build(config: AlgorithmConfig) -> Algorithm:
-    """The row that a config names, with what it overrides."""
-    row = ALGORITHMS[config.name]
-    low, high = row.clip
+    """The row that a config names, its preset and its options laid over it, its settings bound.
+
+    Raises ValueError for an unknown row, and for an option that the row has no use for.
+    """
+    row = known(ALGORITHMS, config.name, "learner.algorithm.name")
+    settings = dict(row.settings)
+    preset = PRESETS[config.preset].every if config.preset else {}
+    for name, value in config.model_dump(include=set(SETTINGS), exclude_none=True).items():
+        if row.accepts(name):
+            settings[name] = value
+        elif preset.get(name) != value:  # a preset speaks of all rows, the user of this one
+            takes = ", ".join(s for s in SETTINGS if row.accepts(s))
+            raise ValueError(
+                f"learner.algorithm.{name}={value}: {config.name} has no use for it; "
+                f"it takes {takes or 'none of these options'}"
+            )
+
+    def bound(part: Callable[..., Any]) -> Callable[..., Any]:
+        taken = {name: settings[name] for name in _parameters(part) if name in settings}
+        return functools.partial(part, **taken) if taken else part
+
     return replace(
         row,
-        clip=(
-            low if config.clip_low is None else config.clip_low,
-            high if config.clip_high is None else config.clip_high,
-        ),
-        reduction=REDUCTIONS[config.reduction] if config.reduction else row.reduction,
+        advantage=bound(row.advantage),
+        surrogate=bound(row.surrogate),
+        reduction=bound(REDUCTIONS[config.reduction] if config.reduction else row.reduction),
+        settings=settings,
     )
+
+
+def _parameters(part: Callable[..., Any]) -> list[str]:
+    """Names of its keyword arguments."""
+    every = inspect.signature(part).parameters.values()
+    return [p.name for p in every if p.kind is p.KEYWORD_ONLY]
+
+
+def contradictions(
+    config: LearnerConfig,
+    *,
+    group_size: int,
+    groups_per_step: int,
+    samples_all_tokens: bool,
+    has_adapters: bool,
+) -> list[str]:
+    """Options of the learner that cannot be meant together, one sentence each, with the way out.
+
+    Raises ValueError as `build` does.
+    """
+    options, kl = config.algorithm, config.algorithm.kl
+    row = build(options)
+    unused_kl = kl.model_copy(update={"coef": KLConfig().coef, "reference": KLConfig().reference})
+    preset = PRESETS[options.preset].every.get("kl", {}) if options.preset else {}
+    name, broken = f"learner.algorithm.name={options.name}", []
+    if group_size < row.siblings:
+        broken.append(
+            f"{name} compares the completions of one prompt, but sampler.group_size={group_size}: "
+            f"set it to {row.siblings} or more, or take a row with another baseline (reinforce++, "
+            "remax, ppo)"
+        )
+    if options.minibatches > groups_per_step:
+        broken.append(
+            f"learner.algorithm.minibatches={options.minibatches} is more than "
+            f"schedule.groups_per_step={groups_per_step}: a group is never split, so lower it"
+        )
+    if not row.supervised and not samples_all_tokens and options.anchor != "recomputed":
+        broken.append(
+            "sampler.sampling.top_p or top_k cuts off tokens, so the sampler's logprobs are not "
+            "the policy's: set learner.algorithm.anchor=recomputed, or top_p=1 and top_k=0"
+        )
+    if options.correction.kind != "off" and options.anchor != "recomputed":
+        broken.append(
+            f"learner.algorithm.correction.kind={options.correction.kind} corrects the gap between "
+            "the recomputed anchor and the sampler's logprobs, but learner.algorithm.anchor="
+            "behaviour: the ratio holds that gap already; set anchor=recomputed, or kind=off"
+        )
+    low, high = options.correction.low, options.correction.high
+    if low is not None and high is not None and low >= high:
+        broken.append(f"learner.algorithm.correction.low={low} is not below its high={high}")
+    if not kl.coef and unused_kl != KLConfig.model_validate(preset):
+        broken.append(
+            "learner.algorithm.kl has options but kl.coef=0, so there is no reference policy: set "
+            "kl.coef above 0, or leave the others out"
+        )
+    if kl.reference == "adapter" and not has_adapters:
+        broken.append(
+            "learner.algorithm.kl.reference=adapter is the policy with its LoRA adapters off, and "
+            "there are none: set model.lora.rank above 0, or kl.reference=copy"
+        )
+    if kl.reference == "adapter" and kl.update_every:
+        broken.append(
+            "learner.algorithm.kl.update_every moves the reference, but kl.reference=adapter is "
+            "the model that the adapters began on: set kl.reference=copy, or update_every=0"
+        )
+    if kl.coef and row.supervised and kl.placement != "loss":
+        broken.append(
+            f"{name} has no rewards to take a KL penalty from: set "
+            "learner.algorithm.kl.placement=loss"
+        )
+    if kl.coef and kl.placement != "loss" and kl.importance:
+        broken.append(
+            "learner.algorithm.kl.importance weighs the KL term of the loss, but kl.placement="
+            f"{kl.placement}: set placement=loss, or leave importance out"
+        )
+    if options.entropy.floor is not None and options.entropy.limit < options.entropy.coef:
+        broken.append(
+            f"learner.algorithm.entropy.limit={options.entropy.limit} is below entropy.coef="
+            f"{options.entropy.coef}: raise it"
+        )
+    if not row.critic and config.critic != CriticConfig():
+        broken.append(
+            f"learner.critic has options, but {name} has no critic: take ppo, or leave them out"
+        )
+    return broken

@@ -4,7 +4,8 @@ Every rank reads the whole table and computes the same plan, so denominators, ad
 number of micro-batches agree everywhere without a collective. The shift by one (the logprob of a
 token is read one position before it) exists in this file only.
 
-Legend: N rows of the table, B rows of a micro-batch, T time.
+Legend: N rows of the table, B rows of a micro-batch; T time: of the longest completion in NT, of
+prompt and completion in BT.
 """
 
 import itertools
@@ -16,51 +17,67 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from learner.algorithms import Algorithm
+from learner.objectives import Counts
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What the step trains on, over all ranks: the denominators."""
-
-    tokens: int
-    sequences: int
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """The columns of a table that training needs, one entry per row."""
+    """The columns of a table that training needs: facts. What may not be trained is out of
+    `mask_NT` already."""
 
     tokens: list[np.ndarray]
-    """int32: prompt and completion"""
-    prompt_lengths: np.ndarray
-    trainable: list[np.ndarray]
-    """bool, of the completion; all false on a row without a reward"""
-    behaviour: list[np.ndarray]
-    """float32, of the completion"""
-    advantages: np.ndarray
-    """float64 [N]"""
-    counts: Counts
+    """int32 per row: prompt and completion"""
+    prompt_lengths_N: np.ndarray
+    mask_NT: np.ndarray
+    """bool: the tokens of the completion that are trained"""
+    behaviour_NT: np.ndarray
+    """float32 logprobs of the sampler, 0 outside the mask"""
+    rewards_N: np.ndarray
+    """float64, NaN without a score"""
+    groups_N: np.ndarray
+    greedy_N: np.ndarray
+    """float64 reward of the prompt's greedy completion, NaN where there is none"""
+    steps_NT: np.ndarray
+    """float64 reward of a step at the token that ends it, NaN elsewhere"""
+    left_out: int
+    """Scored rows that are not trained because a logprob of theirs is not finite."""
 
     @property
-    def lengths(self) -> np.ndarray:
+    def lengths_N(self) -> np.ndarray:
         return np.array([len(t) for t in self.tokens])
 
+    @property
+    def sizes_N(self) -> np.ndarray:
+        """Trained tokens of each row."""
+        return self.mask_NT.sum(axis=1)
 
-def read_rows(table: pa.Table, algorithm: Algorithm) -> Rows:
-    """A row whose reward is null (our failure) trains nothing and is in no denominator."""
-    rewards = np.array(table["reward"].to_numpy(zero_copy_only=False), dtype=np.float64)
-    scored = ~np.isnan(rewards)
+
+def read_rows(table: pa.Table, *, mask_truncated: bool = False) -> Rows:
+    """A row whose reward is null (our failure) trains nothing and is in no denominator; nor does
+    one with a logprob that is not finite. `mask_truncated` keeps completions that were cut in the
+    baselines and trains none of them."""
+    rewards_N = np.array(table["reward"].to_numpy(zero_copy_only=False), dtype=np.float64)
     prompts, completions = _lists(table["prompt_ids"]), _lists(table["completion_ids"])
-    trainable = [mask & keep for mask, keep in zip(_lists(table["trainable"]), scored, strict=True)]
-    sizes = np.array([int(mask.sum()) for mask in trainable])
+    width = max([1, *map(len, completions)])
+    mask_NT = _pad(_lists(table["trainable"]), width, np.bool_)
+    behaviour_NT = _pad(_lists(table["behaviour_logprobs"]), width, np.float32)
+    finite_N = (np.isfinite(behaviour_NT) | ~mask_NT).all(axis=1)
+    left_out = int((~finite_N & ~np.isnan(rewards_N)).sum())
+    rewards_N[~finite_N] = np.nan
+    mask_NT &= ~np.isnan(rewards_N)[:, None]
+    if mask_truncated:
+        finished_N = np.array([reason == "stop" for reason in table["finish_reason"].to_pylist()])
+        mask_NT &= finished_N[:, None]
     return Rows(
         tokens=[np.concatenate(pair) for pair in zip(prompts, completions, strict=True)],
-        prompt_lengths=np.array([len(p) for p in prompts]),
-        trainable=trainable,
-        behaviour=_lists(table["behaviour_logprobs"]),
-        advantages=algorithm.advantage(rewards, table["group_id"].to_numpy()),
-        counts=Counts(tokens=int(sizes.sum()), sequences=int((sizes > 0).sum())),
+        prompt_lengths_N=np.array([len(p) for p in prompts]),
+        mask_NT=mask_NT,
+        behaviour_NT=np.where(mask_NT, behaviour_NT, np.float32(0)),
+        rewards_N=rewards_N,
+        groups_N=table["group_id"].to_numpy(),
+        greedy_N=np.array(table["greedy_reward"].to_numpy(zero_copy_only=False), dtype=np.float64),
+        steps_NT=_steps(table["step_rewards"].to_pylist(), width),
+        left_out=left_out,
     )
 
 
@@ -70,6 +87,52 @@ def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
     offsets = merged.offsets.to_numpy()
     values = merged.values.to_numpy(zero_copy_only=False)
     return [values[a:b] for a, b in itertools.pairwise(offsets)]
+
+
+def _pad(arrays: list[np.ndarray], width: int, dtype: type) -> np.ndarray:
+    padded = np.zeros((len(arrays), width), dtype=dtype)
+    for row, array in enumerate(arrays):
+        padded[row, : len(array)] = array
+    return padded
+
+
+def _steps(rows: list[list[dict[str, float]]], width: int) -> np.ndarray:
+    steps_NT = np.full((len(rows), width), np.nan)
+    for row, steps in enumerate(rows):
+        for step in steps:
+            steps_NT[row, int(step["end"]) - 1] = step["reward"]
+    return steps_NT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """What training compares with, per token [N, T]: decided before the table's first update."""
+
+    trains: np.ndarray
+    """bool: the tokens that the denominators count"""
+    behaviour: np.ndarray
+    anchor: np.ndarray
+    advantage: np.ndarray
+    weight: np.ndarray
+    """The train/inference correction: 1 where there is none, 0 where a token was dropped."""
+    reference: np.ndarray | None = None
+    value: np.ndarray | None = None
+    returns: np.ndarray | None = None
+
+    def counts(self, rows: np.ndarray, *, limit: int) -> Counts:
+        """Of these rows, as one optimizer step."""
+        sizes = self.trains[rows].sum(axis=1)
+        return Counts(tokens=int(sizes.sum()), sequences=int((sizes > 0).sum()), limit=limit)
+
+
+def minibatches(groups_N: np.ndarray, count: int, *, seed: tuple[int, ...]) -> list[np.ndarray]:
+    """Row numbers of each optimizer step: all, or the groups dealt out anew by the seed. Never more
+    parts than groups."""
+    groups = np.unique(groups_N)
+    if count == 1 or len(groups) == 1:
+        return [np.arange(len(groups_N))]
+    parts = np.array_split(np.random.default_rng(seed).permutation(groups), min(count, len(groups)))
+    return [np.flatnonzero(np.isin(groups_N, part)) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,34 +147,39 @@ class Slice:
     same number of chunks."""
 
 
-def plan(rows: Rows, *, ranks: int, micro_batch_tokens: int) -> list[list[Slice]]:
-    """Which rows each rank trains together: `plan[rank][k]`, as many k on every rank.
+def plan(
+    sizes_N: np.ndarray,
+    lengths_N: np.ndarray,
+    chosen: np.ndarray,
+    *,
+    ranks: int,
+    micro_batch_tokens: int,
+) -> list[list[Slice]]:
+    """Which of the chosen rows each rank takes together: `plan[rank][k]`, as many k on every rank.
 
     Rows are dealt out from longest to shortest, so ranks get like work and rows of like length
-    share a micro-batch. Rows without a trainable token are left out.
+    share a micro-batch. Rows without a trained token are left out.
     """
-    sizes = np.array([int(mask.sum()) for mask in rows.trainable])
-    lengths = rows.lengths
-    useful = np.flatnonzero(sizes)
-    order = useful[np.argsort(-lengths[useful], kind="stable")]
-    per_rank = [_fill(order[rank::ranks], lengths, micro_batch_tokens) for rank in range(ranks)]
+    useful = chosen[sizes_N[chosen] > 0]
+    order = useful[np.argsort(-lengths_N[useful], kind="stable")]
+    per_rank = [_fill(order[rank::ranks], lengths_N, micro_batch_tokens) for rank in range(ranks)]
     count = max(1, max(len(batches) for batches in per_rank))
     nothing = np.empty(0, dtype=np.int64)
     for batches in per_rank:
         batches.extend([nothing] * (count - len(batches)))
-    most = [max(int(sizes[batches[k]].sum()) for batches in per_rank) for k in range(count)]
+    most = [max(int(sizes_N[batches[k]].sum()) for batches in per_rank) for k in range(count)]
     return [
         [Slice(rows=batch, positions=max(1, most[k])) for k, batch in enumerate(batches)]
         for batches in per_rank
     ]
 
 
-def _fill(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+def _fill(order: np.ndarray, lengths_N: np.ndarray, budget: int) -> list[np.ndarray]:
     """Cut an order of falling lengths where the padded size would pass the budget."""
     batches: list[np.ndarray] = []
     start = 0
     for end in range(1, len(order) + 1):
-        longest = lengths[order[start]]
+        longest = lengths_N[order[start]]
         if end == len(order) or (end + 1 - start) * longest > budget:
             batches.append(order[start:end])
             start = end
@@ -119,16 +187,17 @@ def _fill(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarra
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Right-padded. Index t of every BT tensor is about predicting the token at t + 1.
+class Tokens:
+    """A micro-batch, right-padded. Index t of every BT tensor is about predicting the token at
+    t + 1.
 
     There is no attention mask: under causal attention nothing real looks at padding on its right.
     """
 
     tokens_BT: Tensor
     trains_BT: Tensor
-    behaviour_BT: Tensor
-    advantage_B1: Tensor
+    spans: tuple[tuple[int, int, int], ...]
+    """(row of the table, first, last) of each completion's predictions"""
 
     @property
     def targets_BT(self) -> Tensor:
@@ -136,25 +205,37 @@ class MicroBatch:
         trained."""
         return self.tokens_BT.roll(-1, dims=1)
 
+    def gather(self, values_NT: np.ndarray) -> Tensor:
+        """What the table knows of these tokens, [B, T] in float32, 0 outside the completions."""
+        values_BT = np.zeros(tuple(self.tokens_BT.shape), dtype=np.float32)
+        for index, (row, first, last) in enumerate(self.spans):
+            values_BT[index, first:last] = values_NT[row, : last - first]
+        return torch.from_numpy(values_BT).to(self.tokens_BT.device)
 
-def collate(rows: Rows, batch: Sequence[int] | np.ndarray, device: torch.device) -> MicroBatch:
+    def scatter(self, values_BT: Tensor, into_NT: np.ndarray) -> None:
+        """The inverse: write what was computed into the table's array."""
+        values = values_BT.float().cpu().numpy()
+        for index, (row, first, last) in enumerate(self.spans):
+            into_NT[row, : last - first] = values[index, first:last]
+
+
+def collate(
+    rows: Rows, trains_NT: np.ndarray, batch: Sequence[int] | np.ndarray, device: torch.device
+) -> Tokens:
     """An empty batch becomes one row of padding that trains nothing."""
     height = max(1, len(batch))
     width = max([2, *(len(rows.tokens[row]) for row in batch)])
     tokens_BT = np.zeros((height, width), dtype=np.int64)
     trains_BT = np.zeros((height, width), dtype=np.bool_)
-    behaviour_BT = np.zeros((height, width), dtype=np.float32)
-    advantage_B1 = np.zeros((height, 1), dtype=np.float32)
+    spans = []
     for index, row in enumerate(batch):
         tokens = rows.tokens[row]
-        first, last = rows.prompt_lengths[row] - 1, len(tokens) - 1
+        first, last = int(rows.prompt_lengths_N[row]) - 1, len(tokens) - 1
         tokens_BT[index, : len(tokens)] = tokens
-        trains_BT[index, first:last] = rows.trainable[row]
-        behaviour_BT[index, first:last] = rows.behaviour[row]
-        advantage_B1[index] = rows.advantages[row]
-    return MicroBatch(
+        trains_BT[index, first:last] = trains_NT[row, : last - first]
+        spans.append((int(row), first, last))
+    return Tokens(
         tokens_BT=torch.from_numpy(tokens_BT).to(device),
         trains_BT=torch.from_numpy(trains_BT).to(device),
-        behaviour_BT=torch.from_numpy(behaviour_BT).to(device),
-        advantage_B1=torch.from_numpy(advantage_B1).to(device),
+        spans=tuple(spans),
     )

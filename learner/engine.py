@@ -1,4 +1,4 @@
-"""DeepSpeed behind five verbs: forward, backward, step, save, load.
+"""DeepSpeed behind five verbs: forward, backward, step, save, load. One for policy, one for critic.
 
 The loss scale lives here and nowhere else. ZeRO averages gradients over ranks, and our denominators
 are those of the whole step, so each loss is multiplied by the number of ranks. DeepSpeed's own
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
 
-from learner.config import LearnerConfig
-from learner.model import Policy
+from learner.config import LearnerConfig, OptimConfig, merged
 
 TAG = "learner"
 
@@ -38,20 +38,28 @@ class Placement:
 
 
 class Engine:
-    """One rank of a DeepSpeed ZeRO group around a Policy. Building it is a collective."""
+    """One rank of a DeepSpeed ZeRO group around a module. Building it is a collective."""
 
-    def __init__(self, policy: Policy, config: LearnerConfig, placement: Placement) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        config: LearnerConfig,
+        placement: Placement,
+        *,
+        optim: OptimConfig | None = None,
+    ) -> None:
         import deepspeed
 
         initialize: Any = deepspeed.initialize  # its annotations are narrower than what it takes
         self._placement = placement
-        self._clip_norm = config.optim.clip_norm
+        optim = optim or config.optim
+        self._clip_norm = optim.clip_norm
         self.stage = config.zero.stage
         self._plain = self.stage == 0 and placement.dtype == torch.float32
         self._ds, *_ = initialize(
-            model=policy,
-            model_parameters=[p for p in policy.parameters() if p.requires_grad],
-            config=self._settings(config),
+            model=module,
+            model_parameters=[p for p in module.parameters() if p.requires_grad],
+            config=self._settings(config, optim),
         )
         if self._plain:
             # Without ZeRO, DeepSpeed clips but keeps the norm to itself.
@@ -59,8 +67,7 @@ class Engine:
             self._ds.optimizer.register_step_pre_hook(self._clip)
         self.device: torch.device = self._ds.device
 
-    def _settings(self, config: LearnerConfig) -> dict[str, Any]:
-        optim = config.optim
+    def _settings(self, config: LearnerConfig, optim: OptimConfig) -> dict[str, Any]:
         settings = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
@@ -84,6 +91,10 @@ class Engine:
             "bf16": {"enabled": self._placement.dtype == torch.bfloat16},
             "steps_per_print": 1 << 30,
         }
+        if "stage" in config.deepspeed.get("zero_optimization", {}):
+            raise ValueError(
+                "learner.deepspeed sets zero_optimization.stage: use learner.zero.stage"
+            )
         return merged(settings, config.deepspeed)
 
     def _clip(self, optimizer: Any, *_: Any) -> None:
@@ -91,7 +102,7 @@ class Engine:
         limit = self._clip_norm or math.inf
         self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._ds(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
@@ -117,6 +128,12 @@ class Engine:
         torch.distributed.all_reduce(total, op=operation)
         return total.tolist()
 
+    def sum_array(self, values: np.ndarray) -> np.ndarray:
+        """The same for a float32 array: each rank fills in its rows, all get all."""
+        total = torch.from_numpy(values).to(self.device)
+        torch.distributed.all_reduce(total)
+        return total.cpu().numpy()
+
     def save(self, folder: Path) -> None:
         """Every rank writes its shards of weights and optimizer state under `folder`."""
         self._ds.save_checkpoint(str(folder), tag=TAG, save_latest=False)
@@ -131,18 +148,21 @@ class Engine:
             )
 
 
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, section by section.
+def shard_frozen(module: torch.nn.Module) -> Any:
+    """A module that is never trained, its weights spread over the ranks (ZeRO-3 inference). A
+    collective, as each forward pass is."""
+    import deepspeed
 
-    Raises ValueError for what has an option of its own.
-    """
-    if "stage" in changes.get("zero_optimization", {}):
-        raise ValueError("learner.deepspeed sets zero_optimization.stage: use learner.zero.stage")
-    result = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        result[key] = {**base[key], **value} if both else value
-    return result
+    initialize: Any = deepspeed.initialize
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3},
+        "bf16": {"enabled": next(module.parameters()).dtype == torch.bfloat16},
+        "steps_per_print": 1 << 30,
+    }
+    engine, *_ = initialize(model=module, config=settings)
+    engine.eval()
+    return engine
 
 
 def join(placement: Placement) -> None:

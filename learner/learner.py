@@ -4,46 +4,44 @@ Every public method but `progress` is a collective: it is called on all ranks, w
 arguments.
 """
 
+import contextlib
+import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from learner import algorithms, objectives
-from learner.batch import Counts, MicroBatch, Slice, collate, plan, read_rows
+from learner import adapter, algorithms
+from learner.batch import Rows, Slice, Targets, Tokens, collate, minibatches, plan, read_rows
 from learner.config import LearnerConfig, ModelConfig, OptimConfig
+from learner.credit import Looked, assign
+from learner.critic import load_critic
 from learner.engine import Engine, Placement, join, leave
+from learner.loss import Objective
 from learner.model import Policy, export, load_model
+from learner.objectives import Counts
+from learner.reference import Reference, WithoutAdapters
 from learner.source import ZeroSource
+from learner.steering import Steering
+from learner.tally import Tally
 from rollout.transfer import Client, Endpoint, Sender, connect
+
+STATE = "learner.json"
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one update did; the same on every rank."""
+    """What the updates on one table did; the same on every rank."""
 
     version: int
-    """The policy version that the update made."""
+    """The policy version that they made."""
     metrics: dict[str, float]
-
-
-@dataclass
-class _Tally:
-    """Sums over the trained tokens of this rank."""
-
-    loss: float = 0.0
-    entropy: float = 0.0
-    clipped: float = 0.0
-    ratio: float = 0.0
-    ratio_squared: float = 0.0
-    kl_behaviour: float = 0.0
-    kl_reference: float = 0.0
-    largest_ratio: float = 0.0
 
 
 class Learner:
@@ -51,7 +49,8 @@ class Learner:
     supported.
 
     `steps` is the length of the whole run, for the learning rate schedule. `temperature` is the one
-    that completions are sampled with: logits are divided by it here as well.
+    that completions are sampled with: logits are divided by it here as well. `max_tokens` is the
+    longest completion that the sampler may give.
     """
 
     def __init__(
@@ -62,13 +61,17 @@ class Learner:
         *,
         steps: int,
         temperature: float,
+        max_tokens: int = 1,
     ) -> None:
         self._config = config
         self._model_path = model.path
         self._placement = placement
         self._steps = steps
         self._temperature = temperature
+        self._max_tokens = max_tokens
         self._algorithm = algorithms.build(config.algorithm)
+        self._steering = Steering(config.algorithm)
+        self._objective = Objective(self._algorithm, config, self._steering)
         self.version = 0
         self._progress = (0, 0)
         self._sender: Sender | None = None
@@ -78,65 +81,86 @@ class Learner:
             dtype=placement.dtype,
             gradient_checkpointing=model.gradient_checkpointing,
         )
-        self._reference: Policy | None = None
-        if config.algorithm.kl.coef > 0:
-            self._reference = self._frozen(load_model(model.path, dtype=placement.dtype))
-        policy = Policy(self._model, temperature=temperature, logits_chunk=config.logits_chunk)
-        self._engine = Engine(policy, config, placement)
-        if self._reference is not None:
-            self._reference.to(self._engine.device)
-        self._source = ZeroSource(self._model, sharded=config.zero.stage == 3)
-
-    def _frozen(self, model: Any) -> Policy:
+        if model.lora.rank:
+            adapter.attach(self._model, model.lora)
         policy = Policy(
-            model, temperature=self._temperature, logits_chunk=self._config.logits_chunk
+            self._model,
+            temperature=temperature,
+            logits_chunk=config.logits_chunk,
+            differentiable_entropy=config.algorithm.entropy.is_used,
         )
-        return policy.requires_grad_(False)
+        self._engine = Engine(policy, config, placement)
+        self._source = ZeroSource(self._model, sharded=config.zero.stage == 3)
+        self._reference = self._build_reference()
+        self._critic = self._build_critic(model) if self._algorithm.critic else None
+
+    def _build_reference(self) -> Reference | WithoutAdapters | None:
+        kl = self._config.algorithm.kl
+        if not kl.coef:
+            return None
+        if kl.reference == "adapter":
+            return WithoutAdapters(self._engine, self._model)
+        policy = Policy(
+            load_model(self._model_path, dtype=self._placement.dtype),
+            temperature=self._temperature,
+            logits_chunk=self._config.logits_chunk,
+        )
+        return Reference(policy, kl, self._model_path, self._engine.device)
+
+    def _build_critic(self, model: ModelConfig) -> Engine:
+        config = self._config.critic
+        critic = load_critic(
+            config.path or model.path,
+            dtype=self._placement.dtype,
+            gradient_checkpointing=model.gradient_checkpointing,
+        )
+        optim = self._config.optim.model_copy(update={"lr": config.lr})
+        return Engine(critic, self._config, self._placement, optim=optim)
 
     # -- the update -------------------------------------------------------------------------------
 
     def update(self, table: pa.Table) -> StepReport:
-        """One optimizer step on a table; the policy version grows by one.
+        """Train on a table, `epochs x minibatches` optimizer steps; the policy version grows by
+        one.
 
-        Raises RuntimeError when the loss or the gradient is not finite; in the first case the
-        weights are still those of the version before.
+        Raises RuntimeError when a loss or a gradient is not finite; in the first case the weights
+        are still those of the step before.
         """
         started = time.perf_counter()
         self._check_temperature(table)
-        rows = read_rows(table, self._algorithm)
-        placement = self._placement
-        slices = plan(
-            rows, ranks=placement.ranks, micro_batch_tokens=self._config.micro_batch_tokens
-        )[placement.rank]
-        tally = _Tally()
-        for number, part in enumerate(slices):
-            self._progress = (number, len(slices))
-            batch = collate(rows, part.rows, self._engine.device)
-            self._engine.backward(self._loss(batch, part, rows.counts, tally))
-        self._progress = (len(slices), len(slices))
-        metrics = self._summary(tally, max(rows.counts.tokens, 1))
-        if not math.isfinite(metrics["learner/loss"]):
-            raise RuntimeError(
-                f"the loss of step {self.version + 1} is {metrics['learner/loss']}; nothing was "
-                "updated. Resume from the last checkpoint with a lower learning rate, or look at "
-                "the step's table in the run folder"
-            )
-        lr = learning_rate(self._config.optim, step=self.version, steps=self._steps)
-        grad_norm = self._engine.step(lr)
-        if not math.isfinite(grad_norm):
-            raise RuntimeError(
-                f"the gradient norm of step {self.version + 1} is {grad_norm}: the weights in "
-                "memory are lost, resume from the last checkpoint"
-            )
-        self.version += 1
-        seconds = time.perf_counter() - started
+        config = self._config.algorithm
+        rows = read_rows(table, mask_truncated=config.mask_truncated)
+        targets, metrics = assign(
+            rows,
+            self._look(rows),
+            algorithm=self._algorithm,
+            config=config,
+            kl_coef=self._steering.kl_coef,
+        )
+        tally = Tally(capped_beyond=config.correction.high or math.inf)
+        work = self._schedule(rows, targets)
+        losses, norms = [], []
+        for counts, slices in work:
+            losses.append(self._accumulate(rows, targets, counts, slices, tally))
+            norms.append(self._step())
+        self._progress = (0, 0)
+        metrics |= tally.summary(self._engine)
         metrics |= {
-            "learner/grad_norm": grad_norm,
-            "learner/lr": lr,
-            "learner/micro_batches": float(len(slices)),
-            "learner/trained_tokens": float(rows.counts.tokens),
-            "learner/tokens_per_s": float(rows.lengths.sum()) / seconds,
+            "learner/loss": float(np.mean(losses)),
+            "learner/grad_norm": float(np.mean([norm for norm, _ in norms])),
+            "learner/lr": self._lr(self._config.optim),
+            "learner/micro_batches": float(sum(len(slices) for _, slices in work)),
+            "learner/trained_tokens": float(sum(counts.tokens for counts, _ in work)),
         }
+        if self._critic is not None:
+            metrics["critic/grad_norm"] = float(np.mean([norm for _, norm in norms]))
+        metrics |= self._steering.move(metrics, completions=len(rows.tokens))
+        self.version += 1
+        moves = config.kl.update_every
+        if self._reference is not None and moves and self.version % moves == 0:
+            self._reference.become(self._source)
+        seconds = time.perf_counter() - started
+        metrics["learner/tokens_per_s"] = float(rows.lengths_N.sum()) * config.epochs / seconds
         return StepReport(version=self.version, metrics=metrics)
 
     def _check_temperature(self, table: pa.Table) -> None:
@@ -147,58 +171,101 @@ class Learner:
                 f"logits by {self._temperature}: set sampler.sampling.temperature to the table's"
             )
 
-    def _loss(self, batch: MicroBatch, part: Slice, counts: Counts, tally: _Tally) -> Tensor:
-        """This micro-batch's share of the step's loss."""
-        inputs = (batch.tokens_BT, batch.trains_BT, batch.targets_BT)
-        logp_BT, entropy_BT = self._engine.forward(*inputs, positions=part.positions)
-        trains_BT = batch.trains_BT.to(torch.float32)
-        algorithm = self._algorithm
-        loss_BT, clipped_BT = algorithm.surrogate(
-            logp_BT, batch.behaviour_BT, batch.advantage_B1, algorithm.clip
+    def _look(self, rows: Rows) -> Looked:
+        """Ask the models about the whole table, each rank about its rows, before anything moves."""
+        wanted: dict[str, Callable[[Tokens, int], Tensor]] = {}
+        if self._config.algorithm.anchor == "recomputed" and not self._algorithm.supervised:
+            wanted["anchor"] = lambda batch, positions: self._logprobs(batch, positions)[0]
+        if (reference := self._reference) is not None:
+            wanted["reference"] = lambda batch, positions: reference.logprobs(
+                batch.tokens_BT, batch.trains_BT, batch.targets_BT, positions=positions
+            )
+        if (critic := self._critic) is not None:
+            wanted["value"] = lambda batch, _: critic.forward(batch.tokens_BT, batch.trains_BT)
+        if not wanted:
+            return Looked()
+        found = {name: np.zeros(rows.mask_NT.shape, dtype=np.float32) for name in wanted}
+        slices = self._plan(rows, rows.sizes_N, np.arange(len(rows.tokens)))
+        present = self._reference.present() if self._reference else contextlib.nullcontext()
+        with torch.no_grad(), present:
+            for part in slices:
+                batch = collate(rows, rows.mask_NT, part.rows, self._engine.device)
+                for name, ask in wanted.items():
+                    batch.scatter(ask(batch, part.positions), found[name])
+        return Looked(**{name: self._engine.sum_array(array) for name, array in found.items()})
+
+    def _plan(self, rows: Rows, sizes_N: np.ndarray, chosen: np.ndarray) -> list[Slice]:
+        """This rank's micro-batches."""
+        every = plan(
+            sizes_N,
+            rows.lengths_N,
+            chosen,
+            ranks=self._placement.ranks,
+            micro_batch_tokens=self._config.micro_batch_tokens,
         )
-        if self._reference is not None:
-            with torch.no_grad():
-                reference_BT, _ = self._reference(*inputs, positions=part.positions)
-            kl_BT = objectives.k3(logp_BT, reference_BT)
-            loss_BT = loss_BT + self._config.algorithm.kl.coef * kl_BT
-            tally.kl_reference += float((kl_BT.detach() * trains_BT).sum())
-        weight_BT = algorithm.reduction(trains_BT, counts.tokens, counts.sequences)
-        loss = (loss_BT * weight_BT).sum()
-        with torch.no_grad():
-            ratio_BT = objectives.ratio(logp_BT, batch.behaviour_BT) * trains_BT
-            tally.loss += float(loss)
-            tally.entropy += float(entropy_BT.sum())
-            tally.clipped += float((clipped_BT * trains_BT).sum())
-            tally.ratio += float(ratio_BT.sum())
-            tally.ratio_squared += float(ratio_BT.square().sum())
-            tally.largest_ratio = max(tally.largest_ratio, float(ratio_BT.max()))
-            tally.kl_behaviour += float(
-                (objectives.k3(batch.behaviour_BT, logp_BT) * trains_BT).sum()
+        return every[self._placement.rank]
+
+    def _schedule(self, rows: Rows, targets: Targets) -> list[tuple[Counts, list[Slice]]]:
+        """The optimizer steps of this table: their denominators and this rank's micro-batches."""
+        config, sizes_N = self._config.algorithm, targets.trains.sum(axis=1)
+        return [
+            (targets.counts(part, limit=self._max_tokens), self._plan(rows, sizes_N, part))
+            for epoch in range(config.epochs)
+            for part in minibatches(rows.groups_N, config.minibatches, seed=(self.version, epoch))
+        ]
+
+    def _accumulate(
+        self, rows: Rows, targets: Targets, counts: Counts, slices: list[Slice], tally: Tally
+    ) -> float:
+        """Backward through one optimizer step's micro-batches; its loss over all ranks."""
+        total = 0.0
+        for number, part in enumerate(slices):
+            self._progress = (number, len(slices))
+            batch = collate(rows, targets.trains, part.rows, self._engine.device)
+            said = self._logprobs(batch, part.positions)
+            loss = self._objective.policy(*said, batch, targets, counts, tally)
+            total += float(loss.detach())
+            self._engine.backward(loss)
+            if self._critic is not None:
+                value_BT = self._critic.forward(batch.tokens_BT, batch.trains_BT)
+                value_loss = self._objective.value(value_BT, batch, targets, counts, tally)
+                total += 0.0 * float(value_loss.detach())  # not finite here is not finite there
+                self._critic.backward(value_loss)
+        self._progress = (len(slices), len(slices))
+        loss = self._engine.sum([total])[0]
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"the loss of step {self.version + 1} is {loss}; nothing was updated. Resume from "
+                "the last checkpoint with a lower learning rate, or look at the step's table in "
+                "the run folder"
             )
         return loss
 
-    def _summary(self, tally: _Tally, tokens: int) -> dict[str, float]:
-        names = ("loss", "entropy", "clipped", "ratio", "ratio_squared")
-        names += ("kl_behaviour", "kl_reference")
-        sums = dict(
-            zip(names, self._engine.sum([vars(tally)[name] for name in names]), strict=True)
+    def _logprobs(self, batch: Tokens, positions: int) -> tuple[Tensor, Tensor]:
+        return self._engine.forward(
+            batch.tokens_BT, batch.trains_BT, batch.targets_BT, positions=positions
         )
-        metrics = {
-            "learner/loss": sums["loss"],
-            "policy/entropy": sums["entropy"] / tokens,
-            "policy/clip_fraction": sums["clipped"] / tokens,
-            "policy/kl_behaviour": sums["kl_behaviour"] / tokens,
-            "policy/importance_mean": sums["ratio"] / tokens,
-            "policy/importance_max": self._engine.max([tally.largest_ratio])[0],
-            "policy/importance_ess": sums["ratio"] ** 2
-            / max(sums["ratio_squared"] * tokens, 1e-30),
-        }
-        if self._reference is not None:
-            metrics["policy/kl_reference"] = sums["kl_reference"] / tokens
-        return metrics
+
+    def _step(self) -> tuple[float, float]:
+        """Apply the gradients; the global norms of the policy's and of the critic's."""
+        config = self._config
+        learns = self._critic is None or self.version >= config.critic.warmup_steps
+        norm, value_norm = self._engine.step(self._lr(config.optim) if learns else 0.0), 0.0
+        if self._critic is not None:
+            optim = config.optim.model_copy(update={"lr": config.critic.lr})
+            value_norm = self._critic.step(self._lr(optim))
+        if not math.isfinite(norm + value_norm):
+            raise RuntimeError(
+                f"the gradient norm of step {self.version + 1} is {norm + value_norm}: the weights "
+                "in memory are lost, resume from the last checkpoint"
+            )
+        return norm, value_norm
+
+    def _lr(self, optim: OptimConfig) -> float:
+        return learning_rate(optim, step=self.version, steps=self._steps)
 
     def progress(self) -> tuple[int, int]:
-        """(micro-batches done, micro-batches) of the update that runs. Not a collective."""
+        """(micro-batches done, micro-batches) of the optimizer step that runs. Not a collective."""
         return self._progress
 
     # -- weights ----------------------------------------------------------------------------------
@@ -235,7 +302,14 @@ class Learner:
     def save(self, folder: str) -> None:
         """Write the training state (every rank its shards) and, from rank 0, the model as a
         Hugging Face checkpoint under `model/`."""
-        self._engine.save(Path(folder))
+        path, first = Path(folder), self._placement.rank == 0
+        self._engine.save(path)
+        if self._critic is not None:
+            self._critic.save(path / "critic")
+        if self._reference is not None:
+            self._reference.save(path, first=first)
+        if first:
+            (path / STATE).write_text(json.dumps(self._steering.state()), encoding="utf-8")
         self.export(f"{folder}/model")
 
     def export(self, folder: str) -> None:
@@ -246,7 +320,13 @@ class Learner:
 
     def load(self, folder: str, version: int) -> None:
         """Continue from a saved training state."""
-        self._engine.load(Path(folder))
+        path = Path(folder)
+        self._engine.load(path)
+        if self._critic is not None:
+            self._critic.load(path / "critic")
+        if self._reference is not None:
+            self._reference.load(path, self._placement.dtype)
+        self._steering.restore(json.loads((path / STATE).read_text(encoding="utf-8")))
         self.version = version
 
     def close(self) -> None:

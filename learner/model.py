@@ -18,11 +18,19 @@ class Policy(nn.Module):
     N trained positions, H hidden, V vocabulary.
     """
 
-    def __init__(self, model: Any, *, temperature: float, logits_chunk: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        temperature: float,
+        logits_chunk: int,
+        differentiable_entropy: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
         self.logits_chunk = logits_chunk
+        self.differentiable_entropy = differentiable_entropy
 
     def forward(
         self,
@@ -33,8 +41,8 @@ class Policy(nn.Module):
         positions: int,
         temperature: float | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(logp_BT, entropy_BT) in float32 where `trains_BT`, 0 elsewhere. The entropy carries no
-        gradient.
+        """(logp_BT, entropy_BT) in float32 where `trains_BT`, 0 elsewhere. The entropy carries
+        a gradient only where it was asked for: it costs as much memory as the logits.
 
         `positions` is the largest number of trained positions on any rank: it fixes the number of
         chunks, because under ZeRO-3 each call of the head is a collective.
@@ -65,9 +73,16 @@ class Policy(nn.Module):
         logits_NV = self.model.get_output_embeddings()(hidden_NH).float() / heat
         every_NV = F.log_softmax(logits_NV, dim=-1)
         logp_N = every_NV.gather(1, targets_N.unsqueeze(1)).squeeze(1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.differentiable_entropy and torch.is_grad_enabled()):
             entropy_N = -(every_NV.exp() * every_NV).sum(dim=-1)
         return logp_N, entropy_N
+
+
+def quiet() -> None:
+    """No progress bars of transformers."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
 
 
 def load_model(path: str, *, dtype: torch.dtype | str, gradient_checkpointing: bool = False) -> Any:
@@ -77,7 +92,7 @@ def load_model(path: str, *, dtype: torch.dtype | str, gradient_checkpointing: b
     """
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     for name in UNSUPPORTED:
         if getattr(model.config, name, None) not in (None, 1, 1.0):
@@ -107,7 +122,7 @@ def export(state: dict[str, Tensor], source: str, folder: Path, *, shard_size: s
     chat template. `source` is the folder that all but the weights comes from."""
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     with torch.device("meta"):
         config = transformers.AutoConfig.from_pretrained(source)
         model = transformers.AutoModelForCausalLM.from_config(

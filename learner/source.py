@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from learner.adapter import deltas, plain_name
 from rollout.transfer import TensorMeta
 
 
@@ -18,7 +20,9 @@ class ZeroSource:
 
     def __init__(self, model: Any, *, sharded: bool) -> None:
         self._sharded = sharded
-        self._parameters: list[tuple[str, Tensor]] = list(model.named_parameters())
+        self._deltas = deltas(model)
+        named = [(plain_name(name), p) for name, p in model.named_parameters()]
+        self._parameters: list[tuple[str, Tensor]] = [(n, p) for n, p in named if n is not None]
 
     def metadata(self) -> list[TensorMeta]:
         return [
@@ -29,12 +33,22 @@ class ZeroSource:
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for layer in self._layers():
             if not self._sharded:
-                yield from ((name, p.detach()) for name, p in layer)
+                yield from ((name, self._whole(name, p)) for name, p in layer)
                 continue
             import deepspeed
 
-            with deepspeed.zero.GatheredParameters([p for _, p in layer]):
-                yield from ((name, p.detach()) for name, p in layer)
+            names = [name for name, _ in layer if name in self._deltas]
+            adapters = [p for name in names for p in self._deltas[name][1]]
+            with deepspeed.zero.GatheredParameters([*(p for _, p in layer), *adapters]):
+                yield from ((name, self._whole(name, p)) for name, p in layer)
+
+    def _whole(self, name: str, parameter: Tensor) -> Tensor:
+        """The weight, with its adapter added in where it has one."""
+        weight = parameter.detach()
+        if name not in self._deltas:
+            return weight
+        with torch.no_grad():
+            return weight + self._deltas[name][0]().to(weight.dtype)
 
     def _layers(self) -> Iterator[list[tuple[str, Tensor]]]:
         """Runs of parameters that share a layer number, in order."""
@@ -46,6 +60,21 @@ class ZeroSource:
             layer.append((name, parameter))
         if layer:
             yield layer
+
+    def copy_from(self, other: "ZeroSource") -> None:
+        """Take over the weights of another module of the same shape. A collective when either is
+        sharded."""
+        pairs = zip(self._parameters, other, strict=True)
+        for (name, mine), (theirs, tensor) in pairs:
+            if name != theirs:
+                raise RuntimeError(f"weights do not line up: {name} here, {theirs} there")
+            if not self._sharded:
+                mine.data.copy_(tensor)
+                continue
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([mine], modifier_rank=0):
+                mine.data.copy_(tensor)
 
     def full_state(self, *, keep: bool) -> dict[str, Tensor]:
         """All tensors on the CPU where `keep`, nothing elsewhere. A collective under ZeRO-3."""

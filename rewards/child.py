@@ -31,7 +31,11 @@ def main(read_fd: int, write_fd: int, parent: int) -> None:
         limit = int(settings["memory_gib"] * 2**30)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        rubric = Rubric(weights=settings["weights"], truncated=settings["truncated"])
+        rubric = Rubric(
+            weights=settings["weights"],
+            truncated=settings["truncated"],
+            overlong=tuple(settings["overlong"]),
+        )
         try:
             for name in rubric.weights:
                 find_verifier(name)
@@ -43,7 +47,14 @@ def main(read_fd: int, write_fd: int, parent: int) -> None:
             request = json.loads(line)
             for attempt in request["attempts"]:
                 score = rubric.score(request["answer"], Attempt(**attempt))
-                reply({"reward": score.reward, "parts": dict(score.parts), "note": score.note})
+                reply(
+                    {
+                        "reward": score.reward,
+                        "parts": dict(score.parts),
+                        "note": score.note,
+                        "steps": score.steps,
+                    }
+                )
 
 
 if __name__ == "__main__":

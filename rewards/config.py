@@ -17,6 +17,13 @@ class RewardConfig(BaseModel):
     """What a completion that was cut at `max_tokens` is worth: scored like any other, or 0 on
     every part."""
 
+    overlong_buffer: int = Field(default=0, ge=0)
+    """Tokens before `max_tokens` over which a penalty grows; 0 is no penalty (DAPO's soft overlong
+    punishment)."""
+
+    overlong_penalty: float = Field(default=1.0, ge=0)
+    """The penalty at `max_tokens`, taken from the reward; part `overlong` in the metrics."""
+
     scorers: int = Field(default=1, ge=1)
     """Reward actors. Each scores one group at a time, in a child process that can be killed."""
 

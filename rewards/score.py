@@ -7,14 +7,17 @@ baseline and the loss and is counted; only the completion's own doing is worth a
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from rewards import answers, formats
 
-Verifier = Callable[[str, str], float]
-"""`(completion, answer) -> value`: a plain function that can be called in a REPL."""
+Verifier = Callable[[str, str], "float | Sequence[tuple[int, float]]"]
+"""`(completion, answer) -> value`: a plain function that can be called in a REPL. One that judges
+steps returns `[(end, value), ...]`, `end` the number of characters up to the end of the step; its
+part of the reward is the mean."""
 
 BUILT_IN: dict[str, Verifier] = {
     "number": answers.number,
@@ -43,6 +46,8 @@ class Score:
     parts: Mapping[str, float]
     """Each verifier's own value, unweighted; `timeout` is 1 on a completion that took too long."""
     note: str = ""
+    steps: tuple[tuple[int, float], ...] = ()
+    """(characters up to the end of a step, its weighted value), in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +61,24 @@ class Rubric:
 
     weights: Mapping[str, float]
     truncated: Literal["score", "zero"] = "score"
+    overlong: tuple[int, int, float] = (0, 0, 0.0)
+    """(longest completion, buffer, penalty): see `overlong_penalty`."""
 
     def score(self, answer: str, attempt: Attempt) -> Score:
         parts: dict[str, float] = {}
+        steps: list[tuple[int, float]] = []
         for name in self.weights:
             if attempt.truncated and self.truncated == "zero":
                 parts[name] = 0.0
                 continue
             try:
-                value = float(find_verifier(name)(attempt.text, answer))
+                found = find_verifier(name)(attempt.text, answer)
+                if isinstance(found, Sequence):
+                    judged = [(int(end), float(step)) for end, step in found]
+                    value = statistics.fmean(step for _, step in judged) if judged else 0.0
+                    steps += [(end, self.weights[name] * step) for end, step in judged]
+                else:
+                    value = float(found)
             except Exception as error:  # code we did not write: its failure becomes data
                 return Score(
                     reward=None, parts=parts, note=f"{name}: {type(error).__name__}: {error}"
@@ -73,7 +87,21 @@ class Rubric:
                 return Score(reward=None, parts=parts, note=f"{name} returned {value}")
             parts[name] = value
         total = sum(self.weights[name] * value for name, value in parts.items())
-        return Score(reward=total, parts=parts)
+        longest, buffer, penalty = self.overlong
+        if buffer:
+            parts["overlong"] = overlong_penalty(attempt.num_tokens, longest, buffer)
+            total += penalty * parts["overlong"]
+        return Score(reward=total, parts=parts, steps=tuple(sorted(steps)))
+
+
+def overlong_penalty(length: int, longest: int, buffer: int) -> float:
+    """0 up to `longest - buffer` tokens, then falling in a straight line to -1 at `longest` (DAPO,
+    arXiv 2503.14476, eq. 13).
+
+    >>> [overlong_penalty(length, 100, 20) for length in (80, 90, 100)]
+    [0.0, -0.5, -1.0]
+    """
+    return -min(max(length - (longest - buffer), 0) / buffer, 1.0)
 
 
 def find_verifier(name: str) -> Verifier:

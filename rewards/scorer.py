@@ -12,8 +12,11 @@ class Scorer:
     """Scores the completions of one prompt at a time, in a child that is replaced when it hangs or
     dies. The verdicts of siblings do not depend on it: scoring goes on with the next one."""
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardConfig, max_tokens: int = 0) -> None:
+        """`max_tokens` is the longest completion that the sampler may give; only the overlong
+        penalty asks."""
         self._config = config
+        self._max_tokens = max_tokens
         self._child = self._start()
 
     def _start(self) -> Child:
@@ -21,6 +24,11 @@ class Scorer:
             {
                 "weights": self._config.verifiers,
                 "truncated": self._config.truncated,
+                "overlong": (
+                    self._max_tokens,
+                    self._config.overlong_buffer,
+                    self._config.overlong_penalty,
+                ),
                 "memory_gib": self._config.memory_gib,
             }
         )
@@ -35,7 +43,9 @@ class Scorer:
             try:
                 self._child.send({"answer": answer, "attempts": [asdict(a) for a in rest]})
                 for _ in rest:
-                    scores.append(Score(**self._child.receive(self._config.timeout)))
+                    found = self._child.receive(self._config.timeout)
+                    steps = tuple((end, value) for end, value in found.pop("steps"))
+                    scores.append(Score(**found, steps=steps))
             except ChildTimeout:
                 self._replace()
                 scores.append(

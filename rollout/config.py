@@ -53,11 +53,22 @@ class SamplingConfig(BaseModel):
     temperature: float = Field(default=1.0, gt=0)
     """Logits are divided by it, in the sampler and in the learner alike."""
 
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample among the likeliest tokens that hold this much probability together."""
+
+    top_k: int = Field(default=0, ge=0)
+    """Sample among this many likeliest tokens; 0 is all."""
+
     max_tokens: int = Field(default=512, ge=1)
     """Longest completion, in tokens."""
 
     stop_token_ids: list[int] = []
     """Tokens that end a completion, besides those of the model's generation config."""
+
+    @property
+    def samples_all_tokens(self) -> bool:
+        """No token is cut off before sampling, so the recorded logprobs are the model's own."""
+        return self.top_p == 1 and self.top_k == 0
 
 
 class SamplerConfig(BaseModel):

@@ -165,6 +165,8 @@ class Sampler:
         params = [
             SamplingParams(
                 temperature=sampling.temperature if seeds else 0.0,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
                 max_tokens=sampling.max_tokens,
                 stop_token_ids=sampling.stop_token_ids,
                 seed=seed,

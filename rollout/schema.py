@@ -15,12 +15,20 @@ import pyarrow as pa
 from rewards import Score
 from rollout.types import Completion, Group, Prompt, ScoredGroup
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 
 def _list_of(value_type: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("item", value_type, nullable=False))
 
+
+STEP = pa.struct(
+    [
+        pa.field("end", pa.int32(), nullable=False),
+        pa.field("reward", pa.float64(), nullable=False),
+    ]
+)
+"""A judged step: the number of completion tokens up to its end, and its reward."""
 
 ROLLOUTS = pa.schema(
     [
@@ -40,6 +48,8 @@ ROLLOUTS = pa.schema(
         pa.field("reward", pa.float64(), nullable=True),
         pa.field("reward_parts", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("reward_note", pa.string(), nullable=False),
+        pa.field("step_rewards", _list_of(STEP), nullable=False),
+        pa.field("greedy_reward", pa.float64(), nullable=True),
     ]
 )
 """One row per completion. `reward` is float64, not float32: 0.1 written as float32 and read back is
@@ -55,21 +65,22 @@ def to_table(groups: Sequence[ScoredGroup], *, step: int, run: str, temperature:
     for scored in groups:
         _check(scored)
     rows = [
-        (scored.group, sample, completion, score)
+        (scored, sample, completion, score)
         for scored in groups
         for sample, (completion, score) in enumerate(
             zip(scored.group.completions, scored.scores, strict=True)
         )
     ]
+    prompts = [scored.group.prompt for scored, *_ in rows]
     columns = {
-        "group_id": [group.ticket for group, *_ in rows],
+        "group_id": [scored.group.ticket for scored, *_ in rows],
         "sample_id": [sample for _, sample, *_ in rows],
-        "prompt_id": [group.prompt.id for group, *_ in rows],
-        "source": [group.prompt.source for group, *_ in rows],
-        "prompt": [group.prompt.text for group, *_ in rows],
-        "answer": [group.prompt.answer for group, *_ in rows],
+        "prompt_id": [prompt.id for prompt in prompts],
+        "source": [prompt.source for prompt in prompts],
+        "prompt": [prompt.text for prompt in prompts],
+        "answer": [prompt.answer for prompt in prompts],
         "completion": [completion.text for *_, completion, _ in rows],
-        "prompt_ids": _ragged([group.prompt.token_ids for group, *_ in rows], np.int32),
+        "prompt_ids": _ragged([prompt.token_ids for prompt in prompts], np.int32),
         "completion_ids": _ragged([c.token_ids for *_, c, _ in rows], np.int32),
         "trainable": _ragged([c.trainable for *_, c, _ in rows], np.bool_),
         "behaviour_logprobs": _ragged([c.logprobs for *_, c, _ in rows], np.float32),
@@ -78,6 +89,8 @@ def to_table(groups: Sequence[ScoredGroup], *, step: int, run: str, temperature:
         "reward": [score.reward for *_, score in rows],
         "reward_parts": [list(score.parts.items()) for *_, score in rows],
         "reward_note": [score.note for *_, score in rows],
+        "step_rewards": [_steps(scored, sample) for scored, sample, *_ in rows],
+        "greedy_reward": [scored.greedy_reward for scored, *_ in rows],
     }
     arrays = [
         column if isinstance(column, pa.Array) else pa.array(column, type=field.type)
@@ -90,6 +103,11 @@ def to_table(groups: Sequence[ScoredGroup], *, step: int, run: str, temperature:
         "temperature": repr(temperature),
     }
     return pa.Table.from_arrays(arrays, schema=ROLLOUTS.with_metadata(metadata))
+
+
+def _steps(scored: ScoredGroup, sample: int) -> list[dict[str, float]]:
+    steps = scored.steps[sample] if scored.steps else ()
+    return [{"end": end, "reward": reward} for end, reward in steps]
 
 
 def _ragged(arrays: list[np.ndarray], dtype: type) -> pa.Array:
@@ -123,6 +141,12 @@ def _check(scored: ScoredGroup) -> None:
                     f"{where}, sample {sample}: column {column} has {len(values)} entries, "
                     f"completion_ids has {length}"
                 )
+        steps = scored.steps[sample] if scored.steps else ()
+        if any(not 1 <= end <= length or not np.isfinite(reward) for end, reward in steps):
+            raise ValueError(
+                f"{where}, sample {sample}: column step_rewards is {list(steps)}; ends lie in "
+                f"1..{length} and rewards are finite"
+            )
         if not completion.trainable.any():
             raise ValueError(f"{where}, sample {sample}: no trainable token")
         bad = completion.trainable & ~np.isfinite(completion.logprobs)
@@ -174,7 +198,15 @@ def _group(rows: list[dict]) -> ScoredGroup:
         for row in rows
     )
     group = Group(ticket=first["group_id"], prompt=prompt, completions=completions)
-    return ScoredGroup(group=group, scores=scores)
+    steps = tuple(
+        tuple((step["end"], step["reward"]) for step in row["step_rewards"]) for row in rows
+    )
+    return ScoredGroup(
+        group=group,
+        scores=scores,
+        steps=steps if any(steps) else (),
+        greedy_reward=first["greedy_reward"],
+    )
 
 
 def check_schema(table: pa.Table) -> None:

@@ -13,6 +13,9 @@ from rewards import Attempt, Score
 
 FinishReason = Literal["stop", "length", "abort"]
 
+Steps = tuple[tuple[int, float], ...]
+"""(number of tokens up to the end of a step, its reward), in order."""
+
 NO_POLICY = -1
 """Policy version of tokens that no policy of this run sampled: demonstrations."""
 
@@ -66,6 +69,10 @@ class Group:
 class ScoredGroup:
     group: Group
     scores: tuple[Score, ...]
+    steps: tuple[Steps, ...] = ()
+    """Per completion, where verifiers judged single steps; empty where none did."""
+    greedy_reward: float | None = None
+    """Reward of the prompt's greedy completion, where the algorithm wants it as the baseline."""
 
     @property
     def rewards(self) -> list[float]:

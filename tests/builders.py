@@ -1,5 +1,7 @@
 """Builders that let a test read as one sentence."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from rewards import Score
@@ -40,3 +42,20 @@ def group(
     )
     inner = Group(ticket=ticket, prompt=prompt(ticket), completions=completions)
     return ScoredGroup(group=inner, scores=scores)
+
+
+def judged(scored: ScoredGroup, *, greedy: float | None = None, seed: int = 0) -> ScoredGroup:
+    """The group with rewards for two steps of each completion, and for a greedy completion."""
+    rng = np.random.default_rng(seed)
+    steps = tuple(
+        tuple(
+            (int(end), float(reward))
+            for end, reward in zip(
+                sorted({max(1, len(c.token_ids) // 2), len(c.token_ids)}),
+                rng.choice([0.0, 0.4, 1.0], 2),
+                strict=False,
+            )
+        )
+        for c in scored.group.completions
+    )
+    return replace(scored, steps=steps, greedy_reward=greedy)

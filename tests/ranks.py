@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from learner.config import LearnerConfig, ModelConfig
+from learner.config import LearnerConfig, LoraConfig, ModelConfig
 from rollout.schema import read_table, write_table
 
 
@@ -29,6 +29,7 @@ def on_ranks(
     model: Path,
     steps: int = 100,
     temperature: float = 1.0,
+    lora: int = 0,
 ) -> list[Any]:
     """`work(learner, *args)` on every rank, in processes of their own; the results by rank."""
     context = multiprocessing.get_context("spawn")
@@ -38,7 +39,8 @@ def on_ranks(
     for rank in range(ranks):
         out = folder / f"result-{rank}.json"
         out.unlink(missing_ok=True)
-        target = (work, args, rank, ranks, port, settings, str(model), steps, temperature, str(out))
+        learner = (settings, str(model), lora, steps, temperature)
+        target = (work, args, rank, ranks, port, learner, str(out))
         processes.append(context.Process(target=_rank, args=target))
         processes[-1].start()
     for process in processes:
@@ -55,7 +57,8 @@ def on_ranks(
     return results
 
 
-def _rank(work, args, rank, ranks, port, settings, model, steps, temperature, out) -> None:
+def _rank(work, args, rank, ranks, port, learner, out) -> None:
+    settings, model, lora, steps, temperature = learner
     import torch
 
     from learner.engine import Placement
@@ -73,11 +76,16 @@ def _rank(work, args, rank, ranks, port, settings, model, steps, temperature, ou
     )
     try:
         config = LearnerConfig.model_validate(settings)
-        learner = Learner(
-            config, ModelConfig(path=model), placement, steps=steps, temperature=temperature
+        built = Learner(
+            config,
+            ModelConfig(path=model, lora=LoraConfig(rank=lora)),
+            placement,
+            steps=steps,
+            temperature=temperature,
+            max_tokens=32,
         )
-        value = work(learner, *args)
-        learner.close()
+        value = work(built, *args)
+        built.close()
         result = {"value": value}
     except Exception:
         result = {"error": traceback.format_exc()}

@@ -1,29 +1,35 @@
 """Table to micro-batches: every row once, the shift right, the plan the same on every rank."""
 
+from dataclasses import replace
+
 import numpy as np
-import pytest
+import pyarrow as pa
 import torch
 from builders import group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner import algorithms
-from learner.batch import collate, plan, read_rows
-from learner.config import AlgorithmConfig
+from learner.batch import Rows, Slice, collate, minibatches, plan, read_rows
 from rollout.schema import to_table
 
-GRPO = algorithms.build(AlgorithmConfig(name="grpo"))
+CPU = torch.device("cpu")
 
 
-def rows_of(groups):
-    return read_rows(to_table(groups, step=1, run="r", temperature=1.0), GRPO)
+def rows_of(groups, **options) -> Rows:
+    return read_rows(to_table(groups, step=1, run="r", temperature=1.0), **options)
+
+
+def planned_of(rows: Rows, *, ranks: int, budget: int) -> list[list[Slice]]:
+    everyone = np.arange(len(rows.tokens))
+    return plan(rows.sizes_N, rows.lengths_N, everyone, ranks=ranks, micro_batch_tokens=budget)
 
 
 def test_the_shift_agrees_with_a_loop():
     rows = rows_of([group(0, (0.0, 1.0), lengths=(3, 6)), group(1, (0.0, 1.0, 0.5))])
-    batch = collate(rows, np.arange(5), torch.device("cpu"))
+    batch = collate(rows, rows.mask_NT, np.arange(5), CPU)
+    behaviour_BT = batch.gather(rows.behaviour_NT)
     for index in range(5):
-        prompt, tokens = int(rows.prompt_lengths[index]), rows.tokens[index]
+        prompt, tokens = int(rows.prompt_lengths_N[index]), rows.tokens[index]
         seen = 0
         for t in range(batch.tokens_BT.shape[1]):
             predicts = t + 1  # position t says how likely the token at t + 1 was
@@ -31,10 +37,19 @@ def test_the_shift_agrees_with_a_loop():
             assert bool(batch.trains_BT[index, t]) == inside
             if inside:
                 assert int(batch.targets_BT[index, t]) == tokens[predicts]
-                expected = rows.behaviour[index][predicts - prompt]
-                assert float(batch.behaviour_BT[index, t]) == pytest.approx(float(expected))
+                expected = rows.behaviour_NT[index, predicts - prompt]
+                assert float(behaviour_BT[index, t]) == float(expected)
                 seen += 1
         assert seen == len(tokens) - prompt
+
+
+def test_what_is_gathered_can_be_scattered_back():
+    rows = rows_of([group(0, (0.0, 1.0), lengths=(3, 6)), group(1, (0.0, 1.0, 0.5))])
+    back = np.zeros_like(rows.behaviour_NT)
+    for chosen in ([3, 0], [4, 1, 2]):
+        batch = collate(rows, rows.mask_NT, chosen, CPU)
+        batch.scatter(batch.gather(rows.behaviour_NT), back)
+    np.testing.assert_array_equal(back, rows.behaviour_NT)
 
 
 @settings(max_examples=200, deadline=None)
@@ -47,30 +62,63 @@ def test_every_row_is_planned_once_and_every_rank_does_as_many_passes(
     lengths: list[int], ranks: int, budget: int
 ):
     rows = rows_of([group(i, (1.0,), lengths=(n,)) for i, n in enumerate(lengths)])
-    planned = plan(rows, ranks=ranks, micro_batch_tokens=budget)
+    planned = planned_of(rows, ranks=ranks, budget=budget)
     assert len({len(batches) for batches in planned}) == 1
     everything = [int(row) for batches in planned for part in batches for row in part.rows]
     assert sorted(everything) == list(range(len(lengths)))
     for batches in zip(*planned, strict=True):
         assert len({part.positions for part in batches}) == 1, "chunks differ between ranks"
         for part in batches:
-            sizes = rows.lengths[part.rows]
+            sizes = rows.lengths_N[part.rows]
             assert len(sizes) <= 1 or len(sizes) * sizes.max() <= budget
-            trained = sum(int(rows.trainable[row].sum()) for row in part.rows)
+            trained = int(rows.sizes_N[part.rows].sum())
             assert trained <= part.positions
 
 
-def test_an_unscorable_row_is_in_no_denominator():
+def test_an_unscorable_row_is_in_no_micro_batch():
     rows = rows_of([group(0, (0.0, 1.0, None), lengths=(3, 4, 5))])
-    assert (rows.counts.tokens, rows.counts.sequences) == (7, 2)
-    assert rows.advantages[2] == 0.0
-    planned = plan(rows, ranks=1, micro_batch_tokens=1000)
+    assert rows.sizes_N.tolist() == [3, 4, 0]
+    planned = planned_of(rows, ranks=1, budget=1000)
     assert [sorted(part.rows.tolist()) for part in planned[0]] == [[0, 1]]
 
 
 def test_a_table_of_nothing_but_failures_still_gives_a_pass_for_every_rank():
     rows = rows_of([group(0, (None, None))])
-    planned = plan(rows, ranks=2, micro_batch_tokens=100)
+    planned = planned_of(rows, ranks=2, budget=100)
     assert [len(batches) for batches in planned] == [1, 1]
-    batch = collate(rows, planned[1][0].rows, torch.device("cpu"))
+    batch = collate(rows, rows.mask_NT, planned[1][0].rows, CPU)
     assert not batch.trains_BT.any()
+
+
+def test_a_truncated_completion_may_count_in_the_baseline_alone():
+    whole = group(0, (0.0, 1.0), lengths=(3, 4))
+    first, second = whole.group.completions
+    cut = replace(first, finish_reason="length")
+    scored = replace(whole, group=replace(whole.group, completions=(cut, second)))
+    assert rows_of([scored]).sizes_N.tolist() == [3, 4]
+    rows = rows_of([scored], mask_truncated=True)
+    assert rows.sizes_N.tolist() == [0, 4]
+    assert rows.rewards_N.tolist() == [0.0, 1.0]
+
+
+def test_a_row_with_a_logprob_that_is_not_finite_is_left_out_and_counted():
+    table = to_table([group(0, (0.0, 1.0), lengths=(2, 2))], step=1, run="r", temperature=1.0)
+    at, field = table.schema.get_field_index("behaviour_logprobs"), "behaviour_logprobs"
+    bad = pa.array([[-1.0, float("-inf")], [-1.0, -1.0]], type=table.schema.field(field).type)
+    rows = read_rows(table.set_column(at, table.schema.field(field), bad))
+    assert (rows.left_out, rows.sizes_N.tolist()) == (1, [0, 2])
+    assert np.isnan(rows.rewards_N[0]), "it plays no part in the baseline"
+    assert np.isfinite(rows.behaviour_NT).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(groups=st.lists(st.integers(0, 6), min_size=1, max_size=30), count=st.integers(1, 8))
+def test_minibatches_hold_each_row_once_and_split_no_group(groups: list[int], count: int):
+    ids = np.array(groups)
+    parts = minibatches(ids, count, seed=(3, 1))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(ids)))
+    assert len(parts) == min(count, len(set(groups)))
+    for part in parts:
+        assert len(part) and not set(ids[part]) & set(np.delete(ids, part))
+    again = minibatches(ids, count, seed=(3, 1))
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from builders import group
+from builders import group, judged
 
 from rollout import ScoredGroup
 from rollout.schema import ROLLOUTS, read_table, to_groups, to_table, write_table
@@ -21,6 +21,20 @@ def test_a_table_and_its_groups_are_the_same_thing():
     assert first.schema.metadata[b"temperature"] == b"0.7"
     assert table(to_groups(first)).equals(first)
     assert first["reward"].to_pylist() == [0.0, 1.0, 0.1, None, 0.7, 1.2]
+
+
+def test_judged_steps_and_the_greedy_reward_are_columns():
+    scored = judged(group(3, (0.2, 1.0), lengths=(5, 1)), greedy=0.7)
+    found = table([scored, judged(group(4))])
+    assert to_groups(found)[0].steps == scored.steps
+    assert found["greedy_reward"].to_pylist() == [0.7, 0.7, None, None]
+    assert table(to_groups(found)).equals(found)
+
+
+def test_a_step_that_ends_outside_its_completion_is_refused():
+    scored = replace(group(3, (0.2, 1.0), lengths=(5, 1)), steps=((), ((2, 1.0),)))
+    with pytest.raises(ValueError, match=r"group 3 .*, sample 1: column step_rewards"):
+        table([scored])
 
 
 def test_an_empty_table_has_the_schema():

@@ -1,0 +1,66 @@
+"""Options under which our numbers are a peer's: defaults of `learner.algorithm` that a preset
+changes. What the user sets himself wins. docs/algorithms.md says where peers differ.
+
+Each is checked against values that the peer's own code computed (`python -m learner.golden`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    every: Mapping[str, Any]
+    """Options for all rows; those that a row has no use for are passed over."""
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Options for single rows besides."""
+
+
+PRESETS = {
+    "trl": Preset(
+        every={
+            "eps": 1e-4,
+            "anchor": "recomputed",
+            "correction": {"kind": "sequence_mask", "high": 3.0, "counts_dropped": True},
+            "kl": {"importance": True},
+            "cap": "absolute_cap",
+        },
+        rows={
+            "grpo": {"reduction": "token_mean"},
+            "rloo": {"clip_low": 0.2, "clip_high": 0.2},
+            "cispo": {"clip_high": 5.0},
+        },
+    ),
+    "verl": Preset(
+        every={"eps": 1e-6, "dual_clip": 3.0, "anchor": "recomputed"},
+        rows={
+            "grpo": {"reduction": "token_mean"},
+            "rloo": {
+                "reduction": "token_mean",
+                "level": "token",
+                "clip_low": 0.2,
+                "clip_high": 0.2,
+            },
+            "gspo": {"level": "sequence_token"},
+            "cispo": {"clip_low": 0.2, "clip_high": 0.2},
+        },
+    ),
+    "openrlhf": Preset(
+        every={
+            "eps": 1e-9,
+            "anchor": "recomputed",
+            "kl": {"coef": 0.01, "estimator": "k1", "placement": "reward"},
+        },
+        rows={
+            "grpo": {"reduction": "token_mean"},
+            "dr_grpo": {"reduction": "token_mean"},
+            "rloo": {
+                "reduction": "token_mean",
+                "level": "token",
+                "clip_low": 0.2,
+                "clip_high": 0.2,
+            },
+        },
+    ),
+}
