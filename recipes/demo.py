@@ -11,6 +11,7 @@ steps pays.
 import hashlib
 import json
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from cluster.config import RunConfig, load
 from cluster.inputs import read
 from cluster.progress import Progress
 from cluster.train import claimed, execute
+from rewards.answers import number_in_answer
 
 NAMES = ("Tom", "Ann", "Sam", "Mia", "Ben", "Eva", "Leo", "Zoe")
 ITEMS = ("apples", "books", "coins", "pens", "shells", "cards", "stamps", "marbles")
@@ -139,6 +141,27 @@ def demonstrate(problem: Problem, rng: random.Random) -> str:
         ]
         whole = rng.choice(breaks)(whole)
     return whole
+
+
+STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
+
+
+def right_steps(completion: str, answer: str) -> list[tuple[int, float]]:
+    """A verifier that judges steps: each line of the thought is worth 1 when its sum is right, and
+    the answer when it is the right one.
+
+    >>> right_steps("<think>7+3=10\\n10*2=21</think><answer>20</answer>", "20")
+    [(14, 1.0), (21, 0.0), (48, 1.0)]
+    """
+    steps, at = [], 0
+    for line in completion.partition("</think>")[0].splitlines(keepends=True):
+        at += len(line)
+        found = STEP.search(line)
+        if found:
+            left, operator, right, result = found.groups()
+            is_right = int(right) and _apply(int(left), operator, int(right)) == int(result)
+            steps.append((at, float(is_right)))
+    return [*steps, (len(completion), number_in_answer(completion, answer))]
 
 
 def make_tokenizer(folder: Path) -> None:

@@ -1,16 +1,20 @@
 """The learner on real DeepSpeed ranks over gloo: the same numbers however the work is split."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from builders import group
+from builders import group, judged, prompt
 from ranks import digest, on_ranks, save_tables, train, train_and_digest
 
-from rollout.schema import to_table
+from learner.algorithms import ALGORITHMS
+from learner.config import LearnerConfig, ModelConfig
+from learner.learner import Learner
+from rollout.schema import read_table, to_table
 
 pytestmark = pytest.mark.deepspeed
 
@@ -196,18 +200,265 @@ def test_a_table_sampled_at_another_temperature_is_refused(tiny: Path, tmp_path:
         on_ranks(train, tmp_path, paths, config=SETTINGS, model=tiny / "model")
 
 
+def poisoned(learner, paths: list[str]) -> list[dict[str, float]]:
+    next(learner._model.parameters()).data[:] = math.nan
+    return train(learner, paths)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(tiny: Path, tmp_path: Path):
-    """A behaviour logprob beyond float32 cannot come out of `to_table`; a reward of 1e300 can."""
-    huge = to_table([group(0, (0.0, 1.0))], step=0, run="t", temperature=1.0)
-    bad = huge.set_column(
-        huge.schema.get_field_index("behaviour_logprobs"),
-        huge.schema.field("behaviour_logprobs"),
-        pa.array([[float("nan")] * len(x) for x in huge["completion_ids"].to_pylist()],
-                 type=huge.schema.field("behaviour_logprobs").type),
-    )  # fmt: skip
-    paths = save_tables([bad], tmp_path)
+    paths = save_tables(make_tables(1), tmp_path)
     with pytest.raises(RuntimeError, match="nothing was updated"):
-        on_ranks(train, tmp_path, paths, config=SETTINGS, model=tiny / "model")
+        on_ranks(poisoned, tmp_path, paths, config=SETTINGS, model=tiny / "model")
+
+
+# -- every row, on real ranks ----------------------------------------------------------------------
+
+EVERYTHING = {
+    "anchor": "recomputed",
+    "correction": {"kind": "token_mask", "low": 1e-6, "high": 1e6},
+    "kl": {"coef": 0.1},
+    "entropy": {"coef": 0.01},
+}
+
+
+def another(learner, options: dict) -> Learner:
+    """A second learner on the same ranks."""
+    config = LearnerConfig.model_validate({**learner._config.model_dump(), **options})
+    path = learner._model_path
+    return Learner(
+        config, ModelConfig(path=path), learner._placement, steps=9, temperature=1.0, max_tokens=32
+    )
+
+
+def first_step_of_every_row(learner, path: str) -> dict[str, list[float]]:
+    found = {}
+    for name in ALGORITHMS:
+        options = {} if name == "sft" else EVERYTHING
+        report = another(learner, {"algorithm": {"name": name, **options}}).update(
+            read_table(Path(path))
+        )
+        keys = ("learner/loss", "learner/grad_norm", "critic/grad_norm", "policy/kl_reference")
+        found[name] = [report.metrics.get(key, 0.0) for key in keys]
+    return found
+
+
+def test_every_row_has_one_gradient_on_1_2_and_4_ranks(tiny: Path, tmp_path: Path):
+    rng = np.random.default_rng(3)
+    scored = []
+    for ticket in range(4):
+        rewards = tuple(float(r) for r in rng.choice([0.0, 0.7, 1.0], 4))
+        lengths = tuple(int(n) for n in rng.integers(1, 30, 4))
+        scored.append(judged(group(ticket, rewards, lengths=lengths), greedy=0.3, seed=ticket))
+    [path] = save_tables([to_table(scored, step=0, run="t", temperature=1.0)], tmp_path)
+    found = {}
+    for ranks, budget in ((1, 100_000), (2, 150), (4, 80)):
+        settings = {"micro_batch_tokens": budget, "logits_chunk": 20_000, "zero": {"stage": 2}}
+        results = on_ranks(
+            first_step_of_every_row, tmp_path, path, ranks=ranks, config=settings,
+            model=tiny / "model",
+        )  # fmt: skip
+        assert all(result == results[0] for result in results), "ranks disagree"
+        found[ranks] = results[0]
+    for name, (loss, norm, critic, _) in found[1].items():
+        assert norm > 0, f"{name} has no gradient"
+        assert (critic > 0) == ALGORITHMS[name].critic
+        for ranks in (2, 4):
+            np.testing.assert_allclose(
+                found[ranks][name], found[1][name], atol=1e-6, rtol=1e-6,
+                err_msg=f"{name} on {ranks} ranks",
+            )  # fmt: skip
+        assert math.isfinite(loss)
+
+
+def critic_tables(count: int) -> list[pa.Table]:
+    """What a completion is worth can be read from its prompt, of which there are two."""
+    tables = []
+    for step in range(count):
+        scored = []
+        for ticket in range(8 * step, 8 * step + 8):
+            plain = group(ticket, (float(ticket % 2),) * 2, lengths=(3, 5))
+            inner = replace(plain.group, prompt=prompt(40 * (ticket % 2)))
+            scored.append(replace(plain, group=inner))
+        tables.append(to_table(scored, step=step, run="t", temperature=1.0))
+    return tables
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_critic_learns(stage: int, tiny: Path, tmp_path: Path):
+    settings = {
+        "algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2},
+        "critic": {"lr": 1e-3, "clip": None},
+        "zero": {"stage": stage},
+    }
+    paths = save_tables(critic_tables(20), tmp_path)
+    [metrics, other] = on_ranks(
+        train, tmp_path, paths, ranks=2, config=settings, model=tiny / "model"
+    )
+    explained = [m["critic/explained_variance"] for m in metrics]
+    assert explained == [m["critic/explained_variance"] for m in other]
+    assert explained[0] == 0.0, "a head of zeros explains nothing"
+    assert np.mean(explained[-3:]) > 0.5, f"explained variance over the steps: {explained}"
+    assert metrics[-1]["critic/value_loss"] < metrics[0]["critic/value_loss"] / 2
+
+
+def test_the_policy_waits_while_the_critic_warms_up(tiny: Path, tmp_path: Path):
+    settings = {"algorithm": {"name": "ppo"}, "critic": {"lr": 1e-3, "warmup_steps": 3}}
+    paths = save_tables(critic_tables(4), tmp_path)
+    for count, expected in ((3, "same"), (4, "changed")):
+        arguments = {"config": settings, "model": tiny / "model"}
+        assert on_ranks(weights_after, tmp_path, paths[:count], **arguments) == [expected]
+
+
+def state_of(metrics: dict[str, float]) -> dict[str, float]:
+    return {k: v for k, v in metrics.items() if k != "learner/tokens_per_s"}
+
+
+def save_then_say(learner, paths: list[str], folder: str, at: int) -> list:
+    train(learner, paths[:at])
+    learner.save(folder)
+    return [state_of(m) for m in train(learner, paths[at:])]
+
+
+def load_then_say(learner, paths: list[str], folder: str, at: int) -> list:
+    learner.load(folder, at)
+    return [state_of(m) for m in train(learner, paths[at:])]
+
+
+@pytest.mark.parametrize("reference", ["copy", "sharded"])
+def test_critic_reference_and_coefficients_resume_bitwise(
+    reference: str, tables: list[str], tiny: Path, tmp_path: Path
+):
+    settings = {
+        "algorithm": {
+            "name": "ppo",
+            "epochs": 2,
+            "minibatches": 2,
+            "kl": {"coef": 0.1, "target": 1e-4, "horizon": 20, "update_every": 2,
+                   "reference": reference},
+            "entropy": {"floor": 9.0},
+        },
+        "optim": {"lr": 1e-3},
+        "critic": {"lr": 1e-3},
+        "zero": {"stage": 3 if reference == "sharded" else 2},
+    }  # fmt: skip
+    arguments = (tables[:8], str(tmp_path / "saved"), 5)
+    common = {"ranks": 2, "config": settings, "model": tiny / "model", "steps": 8}
+    undisturbed = on_ranks(save_then_say, tmp_path, *arguments, **common)
+    assert undisturbed[0][-1]["policy/kl_coef"] != 0.1
+    assert undisturbed[0][-1]["policy/entropy_coef"] > 0
+    assert undisturbed[0][-1]["policy/kl_reference"] > 0
+    resumed = on_ranks(load_then_say, tmp_path, *arguments, **common)
+    assert resumed == undisturbed
+
+
+KINDS = [(2, "copy"), (2, "offload"), (2, "sharded"), (3, "copy"), (3, "sharded")]
+
+
+def kl_of_every_kind(learner, paths: list[str]) -> dict[str, list[float]]:
+    found = {}
+    for stage, reference in KINDS:
+        kl = {"coef": 0.1, "reference": reference, "update_every": 2}
+        options = {"algorithm": {"kl": kl}, "zero": {"stage": stage}}
+        found[f"{reference} at stage {stage}"] = reference_kl(another(learner, options), paths)
+    return found
+
+
+def test_wherever_the_reference_is_it_says_the_same(tables: list[str], tiny: Path, tmp_path: Path):
+    settings = {
+        "optim": {"lr": 1e-3},
+        "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
+    }
+    [found, other] = on_ranks(
+        kl_of_every_kind, tmp_path, tables[:4], ranks=2, config=settings, model=tiny / "model"
+    )
+    assert found == other
+    first = found["copy at stage 2"]
+    assert first[1] > 1e-6, "the policy has moved away from it"
+    assert first[2] == pytest.approx(0.0, abs=1e-9), "it has become the policy of version 2"
+    for kind, kl in found.items():
+        np.testing.assert_allclose(kl, first, atol=1e-7, err_msg=kind)
+
+
+def train_adapters(learner, paths: list[str], folder: str) -> dict:
+    from learner.adapter import plain_name
+
+    before = learner._source.full_state(keep=True)
+    kl = reference_kl(learner, paths)
+    learner.export(folder)
+    after = learner._source.full_state(keep=True)
+    moved = [name for name in after if not torch.equal(before[name], after[name])]
+    parameters = dict(learner._model.named_parameters()).items()
+    frozen = [name for name, p in parameters if plain_name(name) is not None and p.requires_grad]
+    return {"kl": kl, "moved": moved, "frozen": frozen, "score": learner.score(list(range(1, 30)))}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_adapters_are_trained_alone_and_leave_as_whole_weights(
+    stage: int, tables: list[str], tiny: Path, tmp_path: Path
+):
+    from transformers import AutoModelForCausalLM
+
+    settings = {
+        "algorithm": {"kl": {"coef": 0.1, "reference": "adapter"}},
+        "optim": {"lr": 1e-2},
+        "zero": {"stage": stage},
+        "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
+    }
+    folder = str(tmp_path / "exported")
+    settings = settings if stage == 3 else {**settings, "deepspeed": {}}
+    [found, _] = on_ranks(
+        train_adapters, tmp_path, tables[:3], folder, ranks=2, config=settings,
+        model=tiny / "model", lora=4,
+    )  # fmt: skip
+    assert found["kl"][0] == pytest.approx(0.0, abs=1e-9)
+    assert found["kl"][-1] > 1e-4, "with its adapters off, the policy is where it began"
+    assert found["frozen"] == []
+    assert found["moved"] and all("_proj" in name for name in found["moved"])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = torch.arange(1, 30)
+    with torch.no_grad():
+        logits = model(tokens[None]).logits[0, :-1]
+    expected = logits.log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
+    np.testing.assert_allclose(found["score"], expected.numpy(), atol=1e-4)
+
+
+def test_a_reward_models_head_is_kept_and_a_classifiers_refused(tiny: Path, tmp_path: Path):
+    from transformers import AutoModelForSequenceClassification
+
+    from learner.critic import load_critic
+
+    for outputs in (1, 2):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            tiny / "model", num_labels=outputs
+        )
+        model.save_pretrained(tmp_path / str(outputs))
+    with pytest.raises(ValueError, match="2 outputs"):
+        load_critic(str(tmp_path / "2"), dtype=torch.float32, gradient_checkpointing=False)
+    critic = load_critic(str(tmp_path / "1"), dtype=torch.float32, gradient_checkpointing=False)
+    reward = AutoModelForSequenceClassification.from_pretrained(tmp_path / "1").eval()
+    tokens = torch.arange(1, 12)[None]
+    with torch.no_grad():
+        values = critic(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        last = [reward(tokens[:, : t + 1]).logits[0, 0] for t in range(tokens.shape[1])]
+    torch.testing.assert_close(values[0], torch.stack(last), atol=1e-5, rtol=1e-5)
+    assert values.abs().max() > 0
+    plain = load_critic(str(tiny / "model"), dtype=torch.float32, gradient_checkpointing=False)
+    assert not plain(tokens, torch.ones_like(tokens, dtype=torch.bool)).any()
+
+
+def steps_taken(learner, paths: list[str]) -> list[float]:
+    report = learner.update(read_table(Path(paths[0])))
+    return [report.version, report.metrics["learner/trained_tokens"]]
+
+
+def test_epochs_and_minibatches_make_one_version(tables: list[str], tiny: Path, tmp_path: Path):
+    found = []
+    for algorithm in ({}, {"epochs": 3, "minibatches": 2}):
+        settings = {"algorithm": algorithm, "optim": {"lr": 1e-3}}
+        [result] = on_ranks(steps_taken, tmp_path, tables, config=settings, model=tiny / "model")
+        found.append(result)
+    assert found[0][0] == found[1][0] == 1
+    assert found[1][1] == 3 * found[0][1]
 
 
 def scores(learner, token_ids: list[int]) -> list[float]:
