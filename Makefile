@@ -6,11 +6,12 @@ SEED ?= 1
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint fix clean
+.PHONY: demo study test test-slow lint fix clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [SEED=2]  train a tiny reasoning model with GRPO on this machine's CPU"
+	@echo "make study          GRPO against PPO on this machine: figures and text in docs/study"
 	@echo "make test           lint, types and the fast tests"
 	@echo "make test-slow      the proofs that take minutes (docs/contributing.md lists them)"
 
@@ -22,6 +23,9 @@ help:
 
 demo: .venv/installed
 	$(BIN)/python -m cluster train recipes/demo.yaml seed=$(SEED) --fresh
+
+study: .venv/installed
+	$(BIN)/python benchmarks/study.py
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -m "not slow" --durations=15

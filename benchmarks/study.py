@@ -40,7 +40,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        return f"seed-{self.seed}/{self.study}-{self.arm}"
+        return f"seed-{self.seed}/{self.study}-{self.arm.replace(' ', '-')}"
 
 
 def trials(seeds: tuple[int, ...]) -> Iterator[Trial]:
@@ -55,12 +55,16 @@ def trials(seeds: tuple[int, ...]) -> Iterator[Trial]:
     for coef in (0.001, 0.04):
         yield Trial("kl", str(coef), seed, {"learner.algorithm.kl.coef": coef})
     yield Trial("std", "without", seed, {"learner.algorithm.scale": "none"})
-    yield Trial("clip", "symmetric", seed, {"learner.algorithm.clip_high": 0.2})
+    yield Trial("kl", "ppo 0.001", seed, {**PPO, "learner.algorithm.kl.coef": 0.001})
+    for arm, high in (("higher", 0.28), ("symmetric", 0.2)):
+        # One update of fresh data has ratios of 1: without minibatches no clip ever acts.
+        options = {"learner.algorithm.minibatches": 4, "learner.algorithm.clip_high": high}
+        yield Trial("clip", arm, seed, options)
     for staleness in (1, 4):
         yield Trial("staleness", str(staleness), seed, {"schedule.max_staleness": staleness})
 
 
-BASE_ARMS = {"group": "8", "kl": "0", "std": "with", "clip": "higher", "staleness": "0"}
+BASE_ARMS = {"group": "8", "kl": "0", "std": "with", "staleness": "0"}
 """The arm of each ablation that `main-grpo` of the first seed is."""
 
 

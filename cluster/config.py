@@ -254,9 +254,15 @@ class Loaded:
         rows = list(flatten(self.config.model_dump(mode="json")))
         width = max(len(key) for key, _ in rows)
         return "\n".join(
-            f"{key:<{width}}  {json.dumps(value):<28}  {self.origins.get(key, 'default')}"
+            f"{key:<{width}}  {json.dumps(value):<28}  {self._origin(key, value)}"
             for key, value in rows
         )
+
+    def _origin(self, key: str, value: Any) -> str:
+        """What nobody set and is no default came with the preset."""
+        preset = self.config.learner.algorithm.preset
+        came_along = preset and key in options() and value != options()[key][1]
+        return self.origins.get(key, f"preset {preset}" if came_along else "default")
 
 
 def load(files: Sequence[str], overrides: Sequence[str] = (), *, key: str = "") -> Loaded:
@@ -372,6 +378,8 @@ def _suggest(key: str, known: list[str]) -> str:
 
 
 def _explain(item: Any, origins: dict[str, str]) -> str:
+    if item["type"] == "value_error":  # a rule of ours: its sentence says which option
+        return str(item["ctx"]["error"])
     key = ".".join(str(part) for part in item["loc"])
     origin = origins.get(key, "default")
     return f"{origin}: {key}={item['input']!r}: {item['msg']}"

@@ -107,7 +107,7 @@ def group_relative(
 
 
 def leave_one_out(evidence: Evidence, *, singleton: Singleton = "zero") -> np.ndarray:
-    """RLOO: the reward less the mean of the others of its group (arXiv 2402.14740, eq. 9)."""
+    """RLOO: the reward less the mean of the others of its group (arXiv 2402.14740)."""
     return _centred(evidence, lambda r: (r.sum() - r) / (len(r) - 1), singleton)
 
 
@@ -154,7 +154,7 @@ def discounted(rewards_NT: np.ndarray, mask_NT: np.ndarray, gamma: float) -> np.
 
 
 def whitened_returns(evidence: Evidence, *, gamma: float = 1.0) -> np.ndarray:
-    """REINFORCE++ (arXiv 2501.03262, eq. 3): the return of each token, whitened over all tokens
+    """REINFORCE++ (arXiv 2501.03262): the return of each token, whitened over all tokens
     of the table. No group, no critic."""
     mask_NT = _scored_mask(evidence)
     return whiten(discounted(evidence.token_rewards_NT, mask_NT, gamma), mask_NT)

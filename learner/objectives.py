@@ -37,10 +37,10 @@ def ratio(
 ) -> Tensor:
     """How much likelier the policy in training makes what was sampled, [B, T].
 
-    `token`: exp(logp - anchor), the log clamped at +-20. `sequence` (GSPO, arXiv 2507.18071, eq.
-    5): exp of its mean over the sequence, on every token. `sequence_token` (eq. 14): the same
-    number, but each token's gradient is its own. `product`: exp of its sum, the ratio of whole
-    completions.
+    `token`: exp(logp - anchor), the log clamped at +-20. `sequence` (GSPO, arXiv 2507.18071,
+    section 4.1): exp of its mean over the sequence, on every token. `sequence_token` (section
+    4.3): the same number, but each token's gradient is its own. `product`: exp of its sum, the
+    ratio of whole completions.
     """
     gap_BT = (logp_BT - anchor_BT).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     if level == "token" or mask_BT is None:
@@ -71,7 +71,7 @@ def clipped(
     """PPO's pessimistic surrogate (arXiv 1707.06347, eq. 7): -min(rA, clip(r, 1-low, 1+high) A).
 
     Without clips, plain importance weighting. `dual_clip` c bounds the loss by -cA where A < 0
-    (arXiv 1912.09729, eq. 5).
+    (arXiv 1912.09729).
     """
     ratio_BT = ratio(logp_BT, anchor_BT, mask_BT, level=level)
     free_BT = ratio_BT * advantage_BT
@@ -95,7 +95,7 @@ def detached(
     cap: Literal["one_plus_eps", "absolute_cap"] = "one_plus_eps",
     level: Level = "token",
 ) -> tuple[Tensor, Tensor]:
-    """CISPO (arXiv 2506.13585, eq. 4): -sg(clip(r)) A logp. Every token keeps a gradient.
+    """CISPO (arXiv 2506.13585): -sg(clip(r)) A logp. Every token keeps a gradient.
 
     `one_plus_eps` clips r to [1 - low, 1 + high] (paper, verl); `absolute_cap` to at most `high`,
     with no lower bound (TRL).
@@ -118,7 +118,7 @@ def sigmoid_gated(
     tau_negative: float = 1.05,
     level: Level = "token",
 ) -> tuple[Tensor, Tensor]:
-    """SAPO (arXiv 2511.20347, eq. 5): -A sigmoid(tau (r - 1)) 4 / tau, tau by the sign of A: a
+    """SAPO (arXiv 2511.20347): -A sigmoid(tau (r - 1)) 4 / tau, tau by the sign of A: a
     soft gate in place of a clip."""
     ratio_BT = ratio(logp_BT, anchor_BT, mask_BT, level=level)
     tau_BT = torch.where(advantage_BT > 0, tau_positive, tau_negative)
@@ -135,7 +135,7 @@ def geometric_mean(
     clip_low: float = math.inf,
     clip_high: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
-    """GMPO (arXiv 2507.20673, eq. 4): the geometric mean of a sequence's token ratios, each
+    """GMPO (arXiv 2507.20673): the geometric mean of a sequence's token ratios, each
     clipped (in log space, against the advantage's sign) before it enters the mean."""
     gap_BT = (logp_BT - anchor_BT).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     sign_BT = advantage_BT.sign()
