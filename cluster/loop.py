@@ -51,11 +51,17 @@ async def train(run: Run) -> None:
 
 def check(run: Run, groups: list[ScoredGroup], *, version: int) -> dict[str, float]:
     """The last look before groups are trained: the staleness bound holds, or the run stops."""
-    if run.algorithm.steps and not any(group.steps for group in groups):
+    algorithm, name = run.algorithm, f"learner.algorithm.name={run.config.learner.algorithm.name}"
+    if algorithm.steps and not any(group.steps for group in groups):
         raise RuntimeError(
-            f"learner.algorithm.name={run.config.learner.algorithm.name} learns from rewards of "
-            f"single steps, and none of {', '.join(run.config.rewards.verifiers)} returned any: a "
-            "verifier that judges steps returns [(characters up to a step's end, value), ...]"
+            f"{name} learns from rewards of single steps, and none of "
+            f"{', '.join(run.config.rewards.verifiers)} returned any: a verifier that judges steps "
+            "returns [(characters up to a step's end, value), ...]"
+        )
+    if algorithm.greedy and all(group.greedy_reward is None for group in groups):
+        raise RuntimeError(
+            f"{name} compares with the greedy completion of each prompt, and none of these groups "
+            "has a reward for one: score them, or replay a run that sampled them"
         )
     metrics = describe(groups) | staleness(groups, version) | flight(run.window)
     bound = run.config.schedule.max_staleness

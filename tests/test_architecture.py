@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = ("rewards", "rollout", "learner", "cluster")
-FILES = [path for package in LINE for path in sorted((ROOT / package).glob("*.py"))]
+FILES = [path for package in LINE for path in sorted((ROOT / package).rglob("*.py"))]
 
 ONLY_IN = {
     "ray": lambda f: f.parent.name == "cluster",
@@ -44,7 +44,7 @@ def test_packages_import_only_to_their_left():
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in FILES
         for name, line, _ in imports(path)
-        if name in LINE and LINE.index(name) > LINE.index(path.parent.name)
+        if name in LINE and LINE.index(name) > LINE.index(path.relative_to(ROOT).parts[0])
     ]
     assert not wrong, f"the line is {' <- '.join(LINE)}: {wrong}"
 

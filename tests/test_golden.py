@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from learner import golden
 from learner.advantages import Evidence
 from learner.algorithms import Algorithm, build
 from learner.config import AlgorithmConfig
+from learner.golden import __main__ as golden
 from learner.objectives import Counts
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -93,6 +93,39 @@ def test_the_rubric_weighs_parts_and_keeps_them_raw():
     assert score.parts == {"number_in_answer": 1.0, "think_number": 1.0}
 
 
+STEPS = {"recipes.demo:right_steps": 2.0, "number": 1.0}
+THOUGHT = "<think>7+3=10\n10*2=21</think><answer>20</answer>"
+
+
+def test_a_verifier_may_judge_steps():
+    score = Rubric(weights=STEPS).score("20", attempt(THOUGHT))
+    ends = (THOUGHT.index("\n") + 1, THOUGHT.index("</think>"), len(THOUGHT))
+    assert score.steps == tuple(zip(ends, (2.0, 0.0, 2.0), strict=True)), "weighted, in order"
+    assert score.parts["recipes.demo:right_steps"] == pytest.approx(2 / 3)
+    assert score.reward == pytest.approx(2 * 2 / 3 + 1)
+    with_child = Scorer(RewardConfig(verifiers=STEPS))
+    try:
+        assert with_child.score("20", [attempt(THOUGHT)]) == [score], "the same through the pipe"
+    finally:
+        with_child.close()
+
+
+def test_a_step_that_is_no_number_is_our_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "odd_steps.py").write_text("def judge(text, answer): return [(1, float('nan'))]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    score = Rubric(weights={"odd_steps:judge": 1.0}).score("", attempt("x"))
+    assert score.reward is None and "odd_steps:judge" in score.note
+
+
+def test_long_completions_pay_as_they_near_the_limit():
+    rubric = Rubric(weights={"number": 1.0}, overlong=(100, 20, 0.5))
+    found = {}
+    for length in (10, 80, 90, 100):
+        score = rubric.score("7", Attempt(text="7", num_tokens=length, truncated=False))
+        found[length] = (score.parts["overlong"], score.reward)
+    assert found == {10: (0, 1), 80: (0, 1), 90: (-0.5, 0.75), 100: (-1, 0.5)}
+
+
 def test_truncated_completions_may_be_worth_nothing():
     cut = attempt("<think></think><answer>3</answer>", truncated=True)
     assert Rubric(weights={"number": 1.0}).score("3", cut).reward == 1.0

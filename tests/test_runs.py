@@ -41,6 +41,37 @@ def test_a_run_leaves_what_the_docs_promise(finished: tuple[Path, list[str], str
     assert processes_of(folder) == []
 
 
+def test_judged_steps_and_greedy_completions_reach_the_table_and_the_learner(
+    tiny: Path, tmp_path: Path
+):
+    from rollout.schema import read_table
+
+    options = {
+        "name": "remax",
+        "steps": "1",
+        "eval.dataset": "",
+        "learner.algorithm.name": "remax",
+        "rewards.verifiers": '{"recipes.demo:right_steps": 1.0, "number": 0.5}',
+        "sampler.sampling.top_p": "0.9",
+        "learner.algorithm.anchor": "recomputed",
+        "model.lora.rank": "4",
+        "learner.algorithm.kl.coef": "0.01",
+        "learner.algorithm.kl.reference": "adapter",
+    }
+    cohort("train", *small_recipe(tmp_path, tiny, **options))
+    folder = tmp_path / "outputs" / "remax"
+    table = read_table(folder / "rollouts" / "000001.arrow")
+    assert table.num_rows == 16, "the greedy completions are not rows"
+    for row in table.to_pylist():
+        assert row["greedy_reward"] is not None
+        ends = [step["end"] for step in row["step_rewards"]]
+        assert ends and ends[-1] <= len(row["completion_ids"])
+    [step] = metrics(folder)
+    assert step["policy/kl_reference"] == pytest.approx(0.0, abs=1e-6)
+    assert step["policy/canary_gap"] <= 1e-4, "weights with adapters added in"
+    assert step["policy/importance_max"] != pytest.approx(1.0, abs=1e-4), "top_p < 1 is in the gap"
+
+
 def test_samplers_and_learner_agree_on_policy_to_the_promised_bound(
     finished: tuple[Path, list[str], str],
 ):
