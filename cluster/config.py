@@ -164,7 +164,7 @@ class RunConfig(BaseModel):
 
     def check(self) -> None:
         """The rules between fields. Raises ValueError with one sentence per broken rule."""
-        from learner.algorithms import contradictions
+        from learner.rules import contradictions
 
         rows = self.schedule.groups_per_step
         rows *= 1 if self.is_supervised else self.sampler.group_size

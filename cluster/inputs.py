@@ -41,6 +41,8 @@ class Inputs:
 def read(config: RunConfig, *, replay: Path | None = None, held_out_only: bool = False) -> Inputs:
     """Load tokenizer and datasets. Raises ValueError for anything that is missing or unfit."""
     tokenizer = load_tokenizer(config.model.path)
+    if config.learner.critic.path:
+        _must_exist(config.learner.critic.path, "learner.critic.path")
     for name in config.rewards.verifiers:
         find_verifier(name)
     notes: list[str] = []
@@ -90,8 +92,7 @@ def load_tokenizer(path: str) -> Any:
         raise ValueError(
             "model.path is not set: a folder with a Hugging Face checkpoint, or a hub id"
         )
-    if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise ValueError(f"model.path={path!r}: no such folder (looked in {Path.cwd()})")
+    _must_exist(path, "model.path")
     from transformers import AutoTokenizer
 
     try:
@@ -99,6 +100,12 @@ def load_tokenizer(path: str) -> Any:
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"model.path={path!r} holds no model and tokenizer: {first}") from error
+
+
+def _must_exist(path: str, option: str) -> None:
+    """Raises ValueError for what looks like a folder and is none; a hub id is not looked up."""
+    if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise ValueError(f"{option}={path!r}: no such folder (looked in {Path.cwd()})")
 
 
 def _canary(config: RunConfig, prompts: PromptStream | None, held_out: list[Prompt]) -> list[int]:

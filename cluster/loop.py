@@ -51,8 +51,24 @@ async def train(run: Run) -> None:
 
 def check(run: Run, groups: list[ScoredGroup], *, version: int) -> dict[str, float]:
     """The last look before groups are trained: the staleness bound holds, or the run stops."""
+    if version == run.resumed_from:
+        _check_first(run, groups)
+    metrics = describe(groups) | staleness(groups, version) | flight(run.window)
+    bound = run.config.schedule.max_staleness
+    if run.inputs.prompts is not None and metrics["schedule/staleness_max"] > bound:
+        raise RuntimeError(
+            f"step {version + 1} was about to train a group "
+            f"{metrics['schedule/staleness_max']:.0f} versions old, "
+            f"schedule.max_staleness={bound}: this is a bug in the schedule"
+        )
+    return metrics
+
+
+def _check_first(run: Run, groups: list[ScoredGroup]) -> None:
+    """Whether verifiers and samplers, or a recording, give what the algorithm learns from. Later
+    steps may lack it here and there: a completion without steps, a baseline without a score."""
     algorithm, name = run.algorithm, f"learner.algorithm.name={run.config.learner.algorithm.name}"
-    if algorithm.steps and not any(group.steps for group in groups):
+    if algorithm.judged_steps and not any(group.steps for group in groups):
         raise RuntimeError(
             f"{name} learns from rewards of single steps, and none of "
             f"{', '.join(run.config.rewards.verifiers)} returned any: a verifier that judges steps "
@@ -63,15 +79,6 @@ def check(run: Run, groups: list[ScoredGroup], *, version: int) -> dict[str, flo
             f"{name} compares with the greedy completion of each prompt, and none of these groups "
             "has a reward for one: score them, or replay a run that sampled them"
         )
-    metrics = describe(groups) | staleness(groups, version) | flight(run.window)
-    bound = run.config.schedule.max_staleness
-    if run.inputs.prompts is not None and metrics["schedule/staleness_max"] > bound:
-        raise RuntimeError(
-            f"step {version + 1} was about to train a group "
-            f"{metrics['schedule/staleness_max']:.0f} versions old, "
-            f"schedule.max_staleness={bound}: this is a bug in the schedule"
-        )
-    return metrics
 
 
 async def admit(run: Run) -> None:
@@ -98,4 +105,5 @@ async def roll_out(run: Run, ticket: int) -> None:
     if run.algorithm.greedy:  # one more, which is the baseline and is not trained
         completions += await run.samplers.call("generate", prompt, run.config.sampler.sampling, [])
     scores = await run.scorers.call("score", prompt.answer, [c.attempt() for c in completions])
-    await run.window.ready(ticket, run.judged(ticket, prompt, completions, scores))
+    group = await asyncio.to_thread(run.judged, ticket, prompt, completions, scores)
+    await run.window.ready(ticket, group)

@@ -33,6 +33,11 @@ def describe(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         metrics["reward/std"] = math.sqrt(
             _mean([(r - metrics["reward/mean"]) ** 2 for r in rewards])
         )
+    greedy = [g.greedy_reward for g in groups if g.greedy_reward is not None]
+    if greedy:
+        metrics["reward/greedy"] = _mean(greedy)
+    if any(g.steps for g in groups):
+        metrics["reward/judged_steps"] = _mean([len(s) for g in groups for s in g.steps])
     names = sorted({name for s in scores for name in s.parts} - {"timeout"})
     for name in names:
         metrics[f"reward/{name}"] = _mean([s.parts[name] for s in scores if name in s.parts])

@@ -104,9 +104,11 @@ class Fleet:
             what="being placed",
             seconds=seconds,
         )
+        critic = {"path": absolute(config.learner.critic.path)}
+        critic = {"critic": config.learner.critic.model_copy(update=critic)}
         for rank, member in enumerate(self.learners.members):
             call = member.start.remote(
-                config.learner,
+                config.learner.model_copy(update=critic),
                 config.model.model_copy(update={"path": model}),
                 self._rank(rank, host, port),
                 {
@@ -190,4 +192,4 @@ class Fleet:
 
 def absolute(path: str) -> str:
     """A folder by its whole path, for processes with another working folder; a hub id as it is."""
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
+    return str(Path(path).resolve()) if path and Path(path).is_dir() else path

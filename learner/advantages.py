@@ -3,10 +3,10 @@
 An advantage is a function `(evidence, *, settings) -> advantage`, of shape [N] (one number per
 completion) or [N, T] (one per token). N rows of the table, T tokens of the longest completion.
 
-Three rules hold in all of them. A completion that could not be scored plays no part and gets 0. A
-group with fewer than two scored completions has no baseline and gets 0, never its raw reward. Equal
-rewards give exactly 0: `max == min` is asked, since the std of equal 0.1s is not 0 in floating
-point.
+A completion that could not be scored plays no part in any of them and gets 0. Where a group is the
+baseline, two rules hold besides: with fewer than two scored completions it has none and gives 0,
+never the raw reward; and equal rewards give exactly 0 (`max == min` is asked, since the std of
+equal 0.1s is not 0 in floating point). `guarded=False` lifts these two, to compute what peers do.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 
 Scale = Literal["group", "batch", "none"]
-Singleton = Literal["zero", "raw"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +48,19 @@ class Evidence:
         return self.rewards_N + np.where(self.mask_NT, self.extra_NT, 0.0).sum(axis=1)
 
     @property
+    def ends_NT(self) -> np.ndarray:
+        """True on the last trained token of each completion."""
+        ends_NT = np.zeros(self.mask_NT.shape, dtype=bool)
+        rows = np.flatnonzero(self.mask_NT.any(axis=1))
+        ends_NT[rows, self.mask_NT.shape[1] - 1 - self.mask_NT[rows, ::-1].argmax(axis=1)] = True
+        return ends_NT
+
+    @property
     def token_rewards_NT(self) -> np.ndarray:
         """The completion's reward on its last trained token, the others' own beside it."""
-        rewards_NT = np.zeros(self.mask_NT.shape)
+        rewards_NT = np.where(self.ends_NT & self.scored_N[:, None], self.rewards_N[:, None], 0.0)
         if self.extra_NT is not None:
             rewards_NT += np.where(self.mask_NT, self.extra_NT, 0.0)
-        rows = np.flatnonzero(self.mask_NT.any(axis=1) & self.scored_N)
-        last = self.mask_NT.shape[1] - 1 - self.mask_NT[rows, ::-1].argmax(axis=1)
-        rewards_NT[rows, last] += self.rewards_N[rows]
         return rewards_NT
 
     def groups(self) -> Iterator[np.ndarray]:
@@ -66,24 +70,22 @@ class Evidence:
 
 
 def _centred(
-    evidence: Evidence,
-    baseline: Callable[[np.ndarray], np.ndarray | float],
-    singleton: Singleton = "zero",
+    evidence: Evidence, baseline: Callable[[np.ndarray], np.ndarray | float], guarded: bool
 ) -> np.ndarray:
-    """Rewards less their group's baseline, by the three rules."""
+    """Rewards less their group's baseline."""
     totals_N = evidence.totals_N
     result_N = np.zeros(len(totals_N))
     for rows in evidence.groups():
         rewards = totals_N[rows]
         if len(rows) > 1 and rewards.max() != rewards.min():
             result_N[rows] = rewards - baseline(rewards)
-        elif len(rows) == 1 and singleton == "raw":
+        elif len(rows) == 1 and not guarded:
             result_N[rows] = rewards
     return result_N
 
 
 def group_relative(
-    evidence: Evidence, *, scale: Scale = "group", eps: float = 1e-6, singleton: Singleton = "zero"
+    evidence: Evidence, *, scale: Scale = "group", eps: float = 1e-6, guarded: bool = True
 ) -> np.ndarray:
     """GRPO: (r - mean) / (std + eps) within each group, std with ddof 1 (arXiv 2402.03300, section
     4.1.2). `scale` takes the std of the group, of all scored rows, or leaves it out (Dr. GRPO).
@@ -92,7 +94,7 @@ def group_relative(
     >>> group_relative(Evidence(rewards_N=rewards, groups_N=groups)).round(4)
     array([-0.7071,  0.7071,  0.    ,  0.    ])
     """
-    centred_N = _centred(evidence, np.mean, singleton)
+    centred_N = _centred(evidence, np.mean, guarded)
     if scale == "none":
         return centred_N
     totals_N = evidence.totals_N
@@ -106,9 +108,9 @@ def group_relative(
     return np.where(centred_N == 0, 0.0, centred_N / (spread_N + eps))
 
 
-def leave_one_out(evidence: Evidence, *, singleton: Singleton = "zero") -> np.ndarray:
+def leave_one_out(evidence: Evidence, *, guarded: bool = True) -> np.ndarray:
     """RLOO: the reward less the mean of the others of its group (arXiv 2402.14740)."""
-    return _centred(evidence, lambda r: (r.sum() - r) / (len(r) - 1), singleton)
+    return _centred(evidence, lambda r: (r.sum() - r) / (len(r) - 1), guarded)
 
 
 def minus_greedy(evidence: Evidence) -> np.ndarray:
@@ -116,7 +118,8 @@ def minus_greedy(evidence: Evidence) -> np.ndarray:
     prompt whose greedy completion could not be scored gives 0."""
     if evidence.greedy_N is None:
         raise RuntimeError("ReMax needs the reward of the greedy completion of each prompt")
-    return np.nan_to_num(evidence.totals_N - evidence.greedy_N, nan=0.0)
+    there_N = evidence.scored_N & ~np.isnan(evidence.greedy_N)
+    return np.where(there_N, evidence.totals_N - evidence.greedy_N, 0.0)
 
 
 def constant(evidence: Evidence) -> np.ndarray:
@@ -160,11 +163,14 @@ def whitened_returns(evidence: Evidence, *, gamma: float = 1.0) -> np.ndarray:
     return whiten(discounted(evidence.token_rewards_NT, mask_NT, gamma), mask_NT)
 
 
-def whitened_group_baseline(evidence: Evidence, *, singleton: Singleton = "zero") -> np.ndarray:
-    """REINFORCE++-baseline: the reward less its group's mean, whitened over all tokens of the
-    table."""
-    mask_NT = _scored_mask(evidence)
-    return whiten(_centred(evidence, np.mean, singleton)[:, None] * mask_NT, mask_NT)
+def whitened_group_baseline(evidence: Evidence, *, guarded: bool = True) -> np.ndarray:
+    """REINFORCE++-baseline: the reward less its group's mean, whitened over all tokens of the table
+    whose group has a baseline."""
+    mask_NT, centred_N = _scored_mask(evidence), _centred(evidence, np.mean, guarded)
+    if guarded:
+        for rows in evidence.groups():
+            mask_NT[rows] &= centred_N[rows].any()
+    return whiten(centred_N[:, None] * mask_NT, mask_NT)
 
 
 def gae(evidence: Evidence, *, gamma: float = 1.0, lam: float = 1.0) -> np.ndarray:
@@ -193,12 +199,15 @@ def whitened_gae(evidence: Evidence, *, gamma: float = 1.0, lam: float = 1.0) ->
 def process(evidence: Evidence, *, eps: float = 1e-6) -> np.ndarray:
     """GRPO with process supervision (arXiv 2402.03300, section 4.1.3): step rewards normalised
     over all steps of the group; a token's advantage is the sum over the steps that end at it or
-    later."""
+    later. A completion without judged steps is one step, worth its reward."""
     if evidence.steps_NT is None:
         raise RuntimeError("process supervision needs the rewards of single steps")
-    steps_NT = np.zeros(evidence.steps_NT.shape)
+    unjudged_N1 = np.isnan(evidence.steps_NT).all(axis=1, keepdims=True)
+    whole_NT = np.where(evidence.ends_NT, evidence.rewards_N[:, None], np.nan)
+    given_NT = np.where(unjudged_N1, whole_NT, evidence.steps_NT)
+    steps_NT = np.zeros(given_NT.shape)
     for rows in evidence.groups():
-        steps = evidence.steps_NT[rows]
+        steps = given_NT[rows]
         there = ~np.isnan(steps)
         rewards = steps[there]
         if len(rows) < 2 or len(rewards) < 2 or rewards.max() == rewards.min():

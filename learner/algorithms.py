@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from learner import advantages, objectives
-from learner.config import AlgorithmConfig, CriticConfig, KLConfig, LearnerConfig, known
+from learner.config import AlgorithmConfig, known
 from learner.presets import PRESETS
 
 
@@ -34,8 +34,8 @@ class Algorithm:
     """It trains a value model beside the policy."""
     greedy: bool = False
     """Each prompt is answered greedily as well: the baseline."""
-    steps: bool = False
-    """Verifiers have to judge the steps of a completion."""
+    judged_steps: bool = False
+    """It learns from verifiers' verdicts on the steps of a completion."""
 
     def accepts(self, name: str) -> bool:
         """Whether one of its parts has a setting of this name."""
@@ -58,7 +58,7 @@ ALGORITHMS = {
         reduction=objectives.sequence_mean,
         settings=PPO_CLIP,
         siblings=2,
-        steps=True,
+        judged_steps=True,
     ),
     "dr_grpo": Algorithm(
         advantage=advantages.group_relative,
@@ -199,82 +199,3 @@ def _parameters(part: Callable[..., Any]) -> list[str]:
     """Names of its keyword arguments."""
     every = inspect.signature(part).parameters.values()
     return [p.name for p in every if p.kind is p.KEYWORD_ONLY]
-
-
-def contradictions(
-    config: LearnerConfig,
-    *,
-    group_size: int,
-    groups_per_step: int,
-    samples_all_tokens: bool,
-    has_adapters: bool,
-) -> list[str]:
-    """Options of the learner that cannot be meant together, one sentence each, with the way out.
-
-    Raises ValueError as `build` does.
-    """
-    options, kl = config.algorithm, config.algorithm.kl
-    row = build(options)
-    unused_kl = kl.model_copy(update={"coef": KLConfig().coef, "reference": KLConfig().reference})
-    preset = PRESETS[options.preset].every.get("kl", {}) if options.preset else {}
-    name, broken = f"learner.algorithm.name={options.name}", []
-    if group_size < row.siblings:
-        broken.append(
-            f"{name} compares the completions of one prompt, but sampler.group_size={group_size}: "
-            f"set it to {row.siblings} or more, or take a row with another baseline (reinforce++, "
-            "remax, ppo)"
-        )
-    if options.minibatches > groups_per_step:
-        broken.append(
-            f"learner.algorithm.minibatches={options.minibatches} is more than "
-            f"schedule.groups_per_step={groups_per_step}: a group is never split, so lower it"
-        )
-    if not row.supervised and not samples_all_tokens and options.anchor != "recomputed":
-        broken.append(
-            "sampler.sampling.top_p or top_k cuts off tokens, so the sampler's logprobs are not "
-            "the policy's: set learner.algorithm.anchor=recomputed, or top_p=1 and top_k=0"
-        )
-    if options.correction.kind != "off" and options.anchor != "recomputed":
-        broken.append(
-            f"learner.algorithm.correction.kind={options.correction.kind} corrects the gap between "
-            "the recomputed anchor and the sampler's logprobs, but learner.algorithm.anchor="
-            "behaviour: the ratio holds that gap already; set anchor=recomputed, or kind=off"
-        )
-    low, high = options.correction.low, options.correction.high
-    if low is not None and high is not None and low >= high:
-        broken.append(f"learner.algorithm.correction.low={low} is not below its high={high}")
-    if not kl.coef and unused_kl != KLConfig.model_validate(preset):
-        broken.append(
-            "learner.algorithm.kl has options but kl.coef=0, so there is no reference policy: set "
-            "kl.coef above 0, or leave the others out"
-        )
-    if kl.reference == "adapter" and not has_adapters:
-        broken.append(
-            "learner.algorithm.kl.reference=adapter is the policy with its LoRA adapters off, and "
-            "there are none: set model.lora.rank above 0, or kl.reference=copy"
-        )
-    if kl.reference == "adapter" and kl.update_every:
-        broken.append(
-            "learner.algorithm.kl.update_every moves the reference, but kl.reference=adapter is "
-            "the model that the adapters began on: set kl.reference=copy, or update_every=0"
-        )
-    if kl.coef and row.supervised and kl.placement != "loss":
-        broken.append(
-            f"{name} has no rewards to take a KL penalty from: set "
-            "learner.algorithm.kl.placement=loss"
-        )
-    if kl.coef and kl.placement != "loss" and kl.importance:
-        broken.append(
-            "learner.algorithm.kl.importance weighs the KL term of the loss, but kl.placement="
-            f"{kl.placement}: set placement=loss, or leave importance out"
-        )
-    if options.entropy.floor is not None and options.entropy.limit < options.entropy.coef:
-        broken.append(
-            f"learner.algorithm.entropy.limit={options.entropy.limit} is below entropy.coef="
-            f"{options.entropy.coef}: raise it"
-        )
-    if not row.critic and config.critic != CriticConfig():
-        broken.append(
-            f"learner.critic has options, but {name} has no critic: take ppo, or leave them out"
-        )
-    return broken

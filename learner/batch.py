@@ -22,14 +22,15 @@ from learner.objectives import Counts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """The columns of a table that training needs: facts. What may not be trained is out of
-    `mask_NT` already."""
+    """The columns of a table that training needs: facts."""
 
     tokens: list[np.ndarray]
     """int32 per row: prompt and completion"""
     prompt_lengths_N: np.ndarray
     mask_NT: np.ndarray
-    """bool: the tokens of the completion that are trained"""
+    """bool: the policy's own tokens of completions with a score"""
+    trains_NT: np.ndarray
+    """bool: of those, the ones that are trained"""
     behaviour_NT: np.ndarray
     """float32 logprobs of the sampler, 0 outside the mask"""
     rewards_N: np.ndarray
@@ -37,46 +38,43 @@ class Rows:
     groups_N: np.ndarray
     greedy_N: np.ndarray
     """float64 reward of the prompt's greedy completion, NaN where there is none"""
-    steps_NT: np.ndarray
-    """float64 reward of a step at the token that ends it, NaN elsewhere"""
+    steps_NT: np.ndarray | None
+    """float64 reward of a step at the token that ends it, NaN elsewhere; None unless asked for"""
     left_out: int
-    """Scored rows that are not trained because a logprob of theirs is not finite."""
+    """Scored rows that are not trained because a number of theirs is not finite."""
 
     @property
     def lengths_N(self) -> np.ndarray:
         return np.array([len(t) for t in self.tokens])
 
-    @property
-    def sizes_N(self) -> np.ndarray:
-        """Trained tokens of each row."""
-        return self.mask_NT.sum(axis=1)
 
-
-def read_rows(table: pa.Table, *, mask_truncated: bool = False) -> Rows:
+def read_rows(table: pa.Table, *, mask_truncated: bool = False, judged_steps: bool = False) -> Rows:
     """A row whose reward is null (our failure) trains nothing and is in no denominator; nor does
-    one with a logprob that is not finite. `mask_truncated` keeps completions that were cut in the
+    one with a number that is not finite. `mask_truncated` keeps completions that were cut in the
     baselines and trains none of them."""
     rewards_N = np.array(table["reward"].to_numpy(zero_copy_only=False), dtype=np.float64)
     prompts, completions = _lists(table["prompt_ids"]), _lists(table["completion_ids"])
     width = max([1, *map(len, completions)])
     mask_NT = _pad(_lists(table["trainable"]), width, np.bool_)
     behaviour_NT = _pad(_lists(table["behaviour_logprobs"]), width, np.float32)
-    finite_N = (np.isfinite(behaviour_NT) | ~mask_NT).all(axis=1)
+    finite_N = (np.isfinite(behaviour_NT) | ~mask_NT).all(axis=1) & ~np.isinf(rewards_N)
     left_out = int((~finite_N & ~np.isnan(rewards_N)).sum())
     rewards_N[~finite_N] = np.nan
     mask_NT &= ~np.isnan(rewards_N)[:, None]
+    trains_NT = mask_NT
     if mask_truncated:
         finished_N = np.array([reason == "stop" for reason in table["finish_reason"].to_pylist()])
-        mask_NT &= finished_N[:, None]
+        trains_NT = mask_NT & finished_N[:, None]
     return Rows(
         tokens=[np.concatenate(pair) for pair in zip(prompts, completions, strict=True)],
         prompt_lengths_N=np.array([len(p) for p in prompts]),
         mask_NT=mask_NT,
+        trains_NT=trains_NT,
         behaviour_NT=np.where(mask_NT, behaviour_NT, np.float32(0)),
         rewards_N=rewards_N,
         groups_N=table["group_id"].to_numpy(),
         greedy_N=np.array(table["greedy_reward"].to_numpy(zero_copy_only=False), dtype=np.float64),
-        steps_NT=_steps(table["step_rewards"].to_pylist(), width),
+        steps_NT=_steps(table["step_rewards"].to_pylist(), width) if judged_steps else None,
         left_out=left_out,
     )
 
@@ -119,10 +117,11 @@ class Targets:
     value: np.ndarray | None = None
     returns: np.ndarray | None = None
 
-    def counts(self, rows: np.ndarray, *, limit: int) -> Counts:
+    def counts(self, rows: np.ndarray, *, max_tokens: int) -> Counts:
         """Of these rows, as one optimizer step."""
         sizes = self.trains[rows].sum(axis=1)
-        return Counts(tokens=int(sizes.sum()), sequences=int((sizes > 0).sum()), limit=limit)
+        sequences = int((sizes > 0).sum())
+        return Counts(tokens=int(sizes.sum()), sequences=sequences, max_tokens=max_tokens)
 
 
 def minibatches(groups_N: np.ndarray, count: int, *, seed: tuple[int, ...]) -> list[np.ndarray]:

@@ -6,19 +6,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from learner.presets import PRESETS
+from learner.presets import PRESETS, merged
 
 STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 Row = TypeVar("Row")
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, section by section."""
-    result = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
-        result[key] = merged(base[key], value) if both else value
-    return result
 
 
 def known(table: Mapping[str, Row], name: str, option: str) -> Row:
@@ -115,11 +106,11 @@ class CorrectionConfig(BaseModel):
     model_config = STRICT
 
     kind: Literal[
-        "off", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "geometric"
-    ] = "off"
+        "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "geometric"
+    ] = "none"
     """What is done about the learner's logprobs differing from the sampler's under the same
     weights: weigh tokens or completions by the ratio, and truncate or drop what is out of bounds;
-    `geometric` drops completions by the mean ratio of their tokens."""
+    `geometric` drops completions by the geometric mean of their tokens' ratios."""
 
     low: float | None = Field(default=None, ge=0)
     """Smallest ratio."""
@@ -203,8 +194,7 @@ class AlgorithmConfig(BaseModel):
         if not isinstance(given, dict) or not given.get("preset"):
             return given
         preset = known(PRESETS, given["preset"], "learner.algorithm.preset")
-        row = preset.rows.get(given.get("name", "grpo"), {})
-        return merged(merged(preset.every, row), given)
+        return merged(preset.options(given.get("name", "grpo")), given)
 
 
 class CriticConfig(BaseModel):

@@ -14,7 +14,7 @@ from learner import advantages, objectives
 from learner.advantages import Evidence
 from learner.algorithms import Algorithm
 from learner.batch import Rows, Targets
-from learner.config import AlgorithmConfig, KLConfig
+from learner.config import AlgorithmConfig, CorrectionConfig, KLConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +52,12 @@ def assign(
         greedy_N=rows.greedy_N,
     )
     advantage = algorithm.advantage(evidence)
-    advantage_NT = (advantage if advantage.ndim == 2 else advantage[:, None]) * rows.mask_NT
-    weight_NT, keep_NT = _correction(anchor_NT, rows, config)
-    metrics["learner/dropped_tokens"] = float((rows.mask_NT & ~keep_NT).sum())
-    counts_NT = rows.mask_NT if config.correction.counts_dropped else rows.mask_NT & keep_NT
+    advantage_NT = (advantage if advantage.ndim == 2 else advantage[:, None]) * rows.trains_NT
+    weight_NT, keep_NT, ratio_NT = _correction(anchor_NT, rows, config)
+    metrics["learner/dropped_tokens"] = float((rows.trains_NT & ~keep_NT).sum())
+    if looked.anchor is not None:
+        metrics |= off_policy(ratio_NT[rows.trains_NT], config.correction)
+    counts_NT = rows.trains_NT if config.correction.counts_dropped else rows.trains_NT & keep_NT
     value_NT, returns_NT = None, None
     if looked.value is not None:
         given = {name: algorithm.settings[name] for name in ("gamma", "lam")}
@@ -68,7 +70,7 @@ def assign(
         trains=counts_NT,
         behaviour=rows.behaviour_NT,
         anchor=anchor_NT,
-        advantage=advantage_NT,
+        advantage=advantage_NT.astype(np.float32),
         weight=weight_NT * keep_NT,
         reference=looked.reference,
         value=value_NT,
@@ -96,15 +98,29 @@ def _penalty(
 
 def _correction(
     anchor_NT: np.ndarray, rows: Rows, config: AlgorithmConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    weight, keep = objectives.correction(
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    weight, keep, ratio = objectives.correction(
         torch.from_numpy(anchor_NT - rows.behaviour_NT),
         torch.from_numpy(rows.mask_NT.astype(np.float32)),
         kind=config.correction.kind,
         low=config.correction.low,
         high=config.correction.high,
     )
-    return weight.numpy(), keep.numpy()
+    return weight.numpy(), keep.numpy(), ratio.numpy()
+
+
+def off_policy(ratios: np.ndarray, config: CorrectionConfig) -> dict[str, float]:
+    """Figures of the train/inference ratio, logged whether or not anything corrects it; of the
+    tokens that a correction drops as well."""
+    ratios = ratios.astype(np.float64)
+    total, squares, count = ratios.sum(), np.square(ratios).sum(), max(len(ratios), 1)
+    low, high = config.low or 0.0, config.high or np.inf
+    return {
+        "policy/importance_mean": float(total / count),
+        "policy/importance_max": float(ratios.max(initial=0.0)),
+        "policy/importance_ess": float(total**2 / max(squares * count, 1e-30)),
+        "policy/importance_capped": float(((ratios < low) | (ratios > high)).sum() / count),
+    }
 
 
 def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:

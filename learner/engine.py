@@ -17,7 +17,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from learner.config import LearnerConfig, OptimConfig, merged
+from learner.config import LearnerConfig, OptimConfig
+from learner.presets import merged
 
 TAG = "learner"
 

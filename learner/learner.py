@@ -23,7 +23,7 @@ from learner.config import LearnerConfig, ModelConfig, OptimConfig
 from learner.credit import Looked, assign
 from learner.critic import load_critic
 from learner.engine import Engine, Placement, join, leave
-from learner.loss import Objective
+from learner.loss import Loss
 from learner.model import Policy, export, load_model
 from learner.objectives import Counts
 from learner.reference import Reference, WithoutAdapters
@@ -71,7 +71,7 @@ class Learner:
         self._max_tokens = max_tokens
         self._algorithm = algorithms.build(config.algorithm)
         self._steering = Steering(config.algorithm)
-        self._objective = Objective(self._algorithm, config, self._steering)
+        self._loss = Loss(self._algorithm, config, self._steering)
         self.version = 0
         self._progress = (0, 0)
         self._sender: Sender | None = None
@@ -129,7 +129,11 @@ class Learner:
         started = time.perf_counter()
         self._check_temperature(table)
         config = self._config.algorithm
-        rows = read_rows(table, mask_truncated=config.mask_truncated)
+        rows = read_rows(
+            table,
+            mask_truncated=config.mask_truncated,
+            judged_steps=self._algorithm.judged_steps,
+        )
         targets, metrics = assign(
             rows,
             self._look(rows),
@@ -137,24 +141,27 @@ class Learner:
             config=config,
             kl_coef=self._steering.kl_coef,
         )
-        tally = Tally(capped_beyond=config.correction.high or math.inf)
+        tally = Tally(config.correction)
         work = self._schedule(rows, targets)
         losses, norms = [], []
-        for counts, slices in work:
+        for number, (counts, slices) in enumerate(work, start=1):
             losses.append(self._accumulate(rows, targets, counts, slices, tally))
+            _must_be_finite("loss", losses[-1], self.version + 1, number - 1, len(work))
             norms.append(self._step())
+            _must_be_finite("gradient norm", sum(norms[-1]), self.version + 1, number, len(work))
         self._progress = (0, 0)
         metrics |= tally.summary(self._engine)
         metrics |= {
-            "learner/loss": float(np.mean(losses)),
-            "learner/grad_norm": float(np.mean([norm for norm, _ in norms])),
-            "learner/lr": self._lr(self._config.optim),
+            "learner/loss": _mean(losses),
+            "learner/grad_norm": _mean([norm for norm, _ in norms]),
+            "learner/lr": self._policy_lr(),
             "learner/micro_batches": float(sum(len(slices) for _, slices in work)),
             "learner/trained_tokens": float(sum(counts.tokens for counts, _ in work)),
         }
         if self._critic is not None:
-            metrics["critic/grad_norm"] = float(np.mean([norm for _, norm in norms]))
-        metrics |= self._steering.move(metrics, completions=len(rows.tokens))
+            metrics["critic/grad_norm"] = _mean([norm for _, norm in norms])
+        if work:
+            metrics |= self._steering.move(metrics, completions=len(rows.tokens))
         self.version += 1
         moves = config.kl.update_every
         if self._reference is not None and moves and self.version % moves == 0:
@@ -185,7 +192,7 @@ class Learner:
         if not wanted:
             return Looked()
         found = {name: np.zeros(rows.mask_NT.shape, dtype=np.float32) for name in wanted}
-        slices = self._plan(rows, rows.sizes_N, np.arange(len(rows.tokens)))
+        slices = self._plan(rows, rows.mask_NT, np.arange(len(rows.tokens)))
         present = self._reference.present() if self._reference else contextlib.nullcontext()
         with torch.no_grad(), present:
             for part in slices:
@@ -194,10 +201,10 @@ class Learner:
                     batch.scatter(ask(batch, part.positions), found[name])
         return Looked(**{name: self._engine.sum_array(array) for name, array in found.items()})
 
-    def _plan(self, rows: Rows, sizes_N: np.ndarray, chosen: np.ndarray) -> list[Slice]:
-        """This rank's micro-batches."""
+    def _plan(self, rows: Rows, wanted_NT: np.ndarray, chosen: np.ndarray) -> list[Slice]:
+        """This rank's micro-batches of the chosen rows, for the wanted tokens."""
         every = plan(
-            sizes_N,
+            wanted_NT.sum(axis=1),
             rows.lengths_N,
             chosen,
             ranks=self._placement.ranks,
@@ -207,12 +214,14 @@ class Learner:
 
     def _schedule(self, rows: Rows, targets: Targets) -> list[tuple[Counts, list[Slice]]]:
         """The optimizer steps of this table: their denominators and this rank's micro-batches."""
-        config, sizes_N = self._config.algorithm, targets.trains.sum(axis=1)
-        return [
-            (targets.counts(part, limit=self._max_tokens), self._plan(rows, sizes_N, part))
-            for epoch in range(config.epochs)
-            for part in minibatches(rows.groups_N, config.minibatches, seed=(self.version, epoch))
-        ]
+        config, work = self._config.algorithm, []
+        for epoch in range(config.epochs):
+            seed = (self.version, epoch)
+            for part in minibatches(rows.groups_N, config.minibatches, seed=seed):
+                counts = targets.counts(part, max_tokens=self._max_tokens)
+                if counts.tokens:  # a step on nothing would still move by momentum and decay
+                    work.append((counts, self._plan(rows, targets.trains, part)))
+        return work
 
     def _accumulate(
         self, rows: Rows, targets: Targets, counts: Counts, slices: list[Slice], tally: Tally
@@ -223,23 +232,16 @@ class Learner:
             self._progress = (number, len(slices))
             batch = collate(rows, targets.trains, part.rows, self._engine.device)
             said = self._logprobs(batch, part.positions)
-            loss = self._objective.policy(*said, batch, targets, counts, tally)
+            loss = self._loss.policy(*said, batch, targets, counts, tally)
             total += float(loss.detach())
             self._engine.backward(loss)
             if self._critic is not None:
                 value_BT = self._critic.forward(batch.tokens_BT, batch.trains_BT)
-                value_loss = self._objective.value(value_BT, batch, targets, counts, tally)
+                value_loss = self._loss.value(value_BT, batch, targets, counts, tally)
                 total += 0.0 * float(value_loss.detach())  # not finite here is not finite there
                 self._critic.backward(value_loss)
         self._progress = (len(slices), len(slices))
-        loss = self._engine.sum([total])[0]
-        if not math.isfinite(loss):
-            raise RuntimeError(
-                f"the loss of step {self.version + 1} is {loss}; nothing was updated. Resume from "
-                "the last checkpoint with a lower learning rate, or look at the step's table in "
-                "the run folder"
-            )
-        return loss
+        return self._engine.sum([total])[0]
 
     def _logprobs(self, batch: Tokens, positions: int) -> tuple[Tensor, Tensor]:
         return self._engine.forward(
@@ -248,18 +250,16 @@ class Learner:
 
     def _step(self) -> tuple[float, float]:
         """Apply the gradients; the global norms of the policy's and of the critic's."""
-        config = self._config
-        learns = self._critic is None or self.version >= config.critic.warmup_steps
-        norm, value_norm = self._engine.step(self._lr(config.optim) if learns else 0.0), 0.0
+        norm, value_norm = self._engine.step(self._policy_lr()), 0.0
         if self._critic is not None:
-            optim = config.optim.model_copy(update={"lr": config.critic.lr})
+            optim = self._config.optim.model_copy(update={"lr": self._config.critic.lr})
             value_norm = self._critic.step(self._lr(optim))
-        if not math.isfinite(norm + value_norm):
-            raise RuntimeError(
-                f"the gradient norm of step {self.version + 1} is {norm + value_norm}: the weights "
-                "in memory are lost, resume from the last checkpoint"
-            )
         return norm, value_norm
+
+    def _policy_lr(self) -> float:
+        """0 while only the critic learns."""
+        waits = self._critic is not None and self.version < self._config.critic.warmup_steps
+        return 0.0 if waits else self._lr(self._config.optim)
 
     def _lr(self, optim: OptimConfig) -> float:
         return learning_rate(optim, step=self.version, steps=self._steps)
@@ -333,6 +333,21 @@ class Learner:
         if self._sender is not None:
             self._sender.close()
         leave()
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+def _must_be_finite(what: str, value: float, step: int, applied: int, every: int) -> None:
+    if math.isfinite(value):
+        return
+    found = f"the {what} of step {step} is {value} after {applied} of its {every} optimizer steps"
+    fate = "nothing was updated" if not applied else "the weights in memory are not to be used"
+    raise RuntimeError(
+        f"{found}; {fate}. Resume from the last checkpoint with a lower learning rate, or look at "
+        "the step's table in the run folder"
+    )
 
 
 def learning_rate(config: OptimConfig, *, step: int, steps: int) -> float:

@@ -12,7 +12,7 @@ from learner.steering import Steering
 from learner.tally import Tally
 
 
-class Objective:
+class Loss:
     """Shares of micro-batches and ranks add up to the loss of the step: every denominator is one
     of `counts`, known before the first backward."""
 
@@ -37,7 +37,16 @@ class Objective:
             logp_BT, anchor_BT, batch.gather(targets.advantage), mask_BT
         )
         loss_BT = loss_BT * batch.gather(targets.weight)
-        tally.add(mask_BT, clip_fraction=clipped_BT, entropy=entropy_BT)
+        behaviour_BT = batch.gather(targets.behaviour)
+        tally.add(
+            mask_BT,
+            tokens=mask_BT,
+            clip_fraction=clipped_BT,
+            entropy=entropy_BT,
+            kl_behaviour=objectives.kl(behaviour_BT, logp_BT, estimator="k3"),
+        )
+        if config.anchor == "behaviour":
+            tally.off_policy(mask_BT, logp_BT, behaviour_BT)
         if targets.reference is not None and kl.placement == "loss":
             reference_BT = batch.gather(targets.reference)
             kl_BT = objectives.kl(logp_BT, reference_BT, estimator=kl.estimator)
@@ -47,10 +56,6 @@ class Objective:
             loss_BT = loss_BT + self._steering.kl_coef * kl_BT
         if self._steering.entropy_coef:
             loss_BT = loss_BT - self._steering.entropy_coef * entropy_BT
-        recomputed = config.anchor == "recomputed"
-        tally.off_policy(
-            batch, batch.gather(targets.behaviour), anchor_BT if recomputed else logp_BT
-        )
         return (loss_BT * self._algorithm.reduction(mask_BT, counts)).sum()
 
     def value(

@@ -201,48 +201,39 @@ def value_loss(
 
 # -- train/inference correction -------------------------------------------------------------------
 
-CORRECTIONS = (
-    "off",
-    "token_truncate",
-    "token_mask",
-    "sequence_truncate",
-    "sequence_mask",
-    "geometric",
-)
-
 
 def correction(
     gap_BT: Tensor, mask_BT: Tensor, *, kind: str, low: float | None, high: float | None
-) -> tuple[Tensor, Tensor]:
-    """(weight_BT, keep_BT) for the policy's loss, from gap = anchor - behaviour, the learner's
-    logprob of a sampled token less the sampler's own. No gradient.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(weight_BT, keep_BT, ratio_BT) for the policy's loss, from gap = anchor - behaviour: the
+    learner's logprob of a sampled token less the sampler's own. No gradient.
 
-    `token_*` weighs by exp(gap), `sequence_*` by exp of its sum over the completion; `*_truncate`
-    clamps the weight to [low, high], `*_mask` drops what lies outside. `geometric` drops whole
-    completions by exp of their mean gap and weighs nothing.
+    The ratio is exp(gap) per token; of the product over the completion for `sequence_*`, of the
+    geometric mean for `geometric`. `*_truncate` weighs by the ratio clamped to [low, high],
+    `*_mask` by the ratio and drops what lies outside, `geometric` drops what lies outside and
+    weighs nothing; `none` does neither.
     """
     gap_BT = gap_BT.detach().clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-    everything_BT = torch.ones_like(gap_BT, dtype=torch.bool)
-    if kind == "off":
-        return torch.ones_like(gap_BT), everything_BT
     if kind == "geometric":
-        weight_BT = masked_mean(gap_BT, mask_BT).exp().expand_as(gap_BT)
+        ratio_BT = masked_mean(gap_BT, mask_BT).exp().expand_as(gap_BT)
     elif kind.startswith("sequence"):
-        weight_BT = ratio(gap_BT, torch.zeros_like(gap_BT), mask_BT, level="product")
+        ratio_BT = ratio(gap_BT, torch.zeros_like(gap_BT), mask_BT, level="product")
     else:
-        weight_BT = gap_BT.exp()
+        ratio_BT = gap_BT.exp()
+    everything_BT = torch.ones_like(gap_BT, dtype=torch.bool)
     inside_BT = everything_BT
     if low is not None:
-        inside_BT = inside_BT & (weight_BT >= low)
+        inside_BT = inside_BT & (ratio_BT >= low)
     if high is not None:
-        inside_BT = inside_BT & (weight_BT <= high)
+        inside_BT = inside_BT & (ratio_BT <= high)
+    if kind == "none":
+        return torch.ones_like(gap_BT), everything_BT, ratio_BT
     if kind == "geometric":
-        return torch.ones_like(gap_BT), inside_BT
+        return torch.ones_like(gap_BT), inside_BT, ratio_BT
     if kind.endswith("mask"):
-        return weight_BT, inside_BT
-    if low is not None or high is not None:
-        weight_BT = weight_BT.clamp(low, high)
-    return weight_BT, everything_BT
+        return ratio_BT, inside_BT, ratio_BT
+    bounded = low is not None or high is not None
+    return ratio_BT.clamp(low, high) if bounded else ratio_BT, everything_BT, ratio_BT
 
 
 # -- reductions -----------------------------------------------------------------------------------
@@ -254,8 +245,8 @@ class Counts:
 
     tokens: int
     sequences: int
-    limit: int = 1
-    """Longest completion that the config allows, in tokens."""
+    max_tokens: int = 1
+    """Longest completion that the config allows."""
 
 
 def token_mean(mask_BT: Tensor, counts: Counts) -> Tensor:
@@ -277,4 +268,4 @@ def sequence_sum(mask_BT: Tensor, counts: Counts) -> Tensor:
 def constant_length(mask_BT: Tensor, counts: Counts) -> Tensor:
     """... the mean over sequences of their token sums, over the longest completion allowed
     (Dr. GRPO, arXiv 2503.20783, section 3.2)."""
-    return mask_BT / (max(counts.sequences, 1) * counts.limit)
+    return mask_BT / (max(counts.sequences, 1) * counts.max_tokens)

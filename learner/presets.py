@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BaseModel
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
@@ -16,6 +18,22 @@ class Preset:
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options for single rows besides."""
 
+    def options(self, row: str) -> dict[str, Any]:
+        return merged(self.every, self.rows.get(row, {}))
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, section by section."""
+    result = dict(base)
+    for key, value in changes.items():
+        if isinstance(value, BaseModel):
+            value = value.model_dump(exclude_unset=True)
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        result[key] = merged(base[key], value) if both else value
+    return result
+
+
+NO_KL = {"kl": {"coef": 0.0, "estimator": "k3", "placement": "loss"}}
 
 PRESETS = {
     "trl": Preset(
@@ -28,7 +46,16 @@ PRESETS = {
         },
         rows={
             "grpo": {"reduction": "token_mean"},
-            "rloo": {"clip_low": 0.2, "clip_high": 0.2},
+            "rloo": {
+                "clip_low": 0.2,
+                "clip_high": 0.2,
+                "kl": {
+                    "coef": 0.05,
+                    "estimator": "k1",
+                    "placement": "reward",
+                    "importance": False,
+                },
+            },
             "cispo": {"clip_high": 5.0},
         },
     ),
@@ -55,6 +82,8 @@ PRESETS = {
         rows={
             "grpo": {"reduction": "token_mean"},
             "dr_grpo": {"reduction": "token_mean"},
+            "grpo_process": NO_KL,
+            "sft": NO_KL,
             "rloo": {
                 "reduction": "token_mean",
                 "level": "token",

@@ -47,7 +47,8 @@ class Score:
     """Each verifier's own value, unweighted; `timeout` is 1 on a completion that took too long."""
     note: str = ""
     steps: tuple[tuple[int, float], ...] = ()
-    """(characters up to the end of a step, its weighted value), in order."""
+    """(characters up to the end of a step, its weighted value), in order; where verifiers judged
+    steps, what the others gave is one more, at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class Rubric:
 
     >>> rubric = Rubric(weights={"number": 1.0, "think_answer": 0.2})
     >>> rubric.score("42", Attempt(text="it is 42", num_tokens=4, truncated=False))
-    Score(reward=1.0, parts={'number': 1.0, 'think_answer': 0.0}, note='')
+    Score(reward=1.0, parts={'number': 1.0, 'think_answer': 0.0}, note='', steps=())
     """
 
     weights: Mapping[str, float]
@@ -67,15 +68,17 @@ class Rubric:
     def score(self, answer: str, attempt: Attempt) -> Score:
         parts: dict[str, float] = {}
         steps: list[tuple[int, float]] = []
+        stepwise: set[str] = set()
         for name in self.weights:
             if attempt.truncated and self.truncated == "zero":
                 parts[name] = 0.0
                 continue
             try:
                 found = find_verifier(name)(attempt.text, answer)
-                if isinstance(found, Sequence):
+                if isinstance(found, Sequence) and not isinstance(found, str | bytes):
                     judged = [(int(end), float(step)) for end, step in found]
                     value = statistics.fmean(step for _, step in judged) if judged else 0.0
+                    stepwise.add(name)
                     steps += [(end, self.weights[name] * step) for end, step in judged]
                 else:
                     value = float(found)
@@ -87,10 +90,14 @@ class Rubric:
                 return Score(reward=None, parts=parts, note=f"{name} returned {value}")
             parts[name] = value
         total = sum(self.weights[name] * value for name, value in parts.items())
+        rest = sum(self.weights[name] * parts[name] for name in parts if name not in stepwise)
         longest, buffer, penalty = self.overlong
         if buffer:
             parts["overlong"] = overlong_penalty(attempt.num_tokens, longest, buffer)
             total += penalty * parts["overlong"]
+            rest += penalty * parts["overlong"]
+        if steps and rest:  # what is not about a step is about the end
+            steps.append((len(attempt.text), rest))
         return Score(reward=total, parts=parts, steps=tuple(sorted(steps)))
 
 
@@ -101,7 +108,7 @@ def overlong_penalty(length: int, longest: int, buffer: int) -> float:
     >>> [overlong_penalty(length, 100, 20) for length in (80, 90, 100)]
     [0.0, -0.5, -1.0]
     """
-    return -min(max(length - (longest - buffer), 0) / buffer, 1.0)
+    return min(max(longest - buffer - length, -buffer), 0) / buffer
 
 
 def find_verifier(name: str) -> Verifier:

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from learner import advantages, objectives
 from learner.advantages import Evidence, group_relative, leave_one_out
-from learner.algorithms import ALGORITHMS, SETTINGS, build, contradictions
+from learner.algorithms import ALGORITHMS, SETTINGS, build
 from learner.config import AlgorithmConfig, CriticConfig, LearnerConfig, OptimConfig
 from learner.learner import learning_rate
 from learner.objectives import Counts
 from learner.presets import PRESETS
+from learner.rules import contradictions
 from learner.steering import Steering
 
 ONES = torch.ones(1, 4)
@@ -65,8 +66,7 @@ GROUP_BASELINES = {
 @pytest.mark.parametrize("size", [7, 8, 16])
 def test_equal_rewards_give_exactly_nothing(name: str, reward: float, size: int):
     assert not GROUP_BASELINES[name](evidence([reward] * size)).any()
-    beside = GROUP_BASELINES[name](evidence([reward] * size, [0.0, 1.0]))
-    assert beside[:size].max() == beside[:size].min(), "siblings alike, whatever another group did"
+    assert not GROUP_BASELINES[name](evidence([reward] * size, [0.0, 1.0, 1.0]))[:size].any()
 
 
 @pytest.mark.parametrize("name", GROUP_BASELINES)
@@ -75,6 +75,8 @@ def test_a_group_with_fewer_than_two_scored_rows_gives_nothing(name: str):
     assert not advantage(evidence([1.0])).any()
     assert not advantage(evidence([1.0, math.nan, math.nan])).any()
     assert not advantage(evidence([math.nan, math.nan])).any()
+    beside = advantage(evidence([1.0], [0.9, math.nan], [0.0, 1.0, 1.0]))
+    assert not beside[:3].any() and beside[3:].any()
 
 
 def test_an_unscorable_row_plays_no_part():
@@ -144,6 +146,10 @@ def test_process_supervision_by_hand():
     one = 0.5 / (1 / math.sqrt(3) + 1e-6)
     # The first token is credited with both steps, the others with the one that follows them.
     np.testing.assert_allclose(found, [[0, -one, -one], [0, one, one]], atol=1e-12)
+    plain = np.array([[math.nan, math.nan, math.nan], [1.0, math.nan, 1.0]])
+    # Without judged steps the reward is the one step, at the end: 0.5, 1, 1.
+    found = advantages.process(evidence([0.5, 1.0], steps_NT=plain))
+    assert found[0].max() == found[0].min() < 0 < found[1, 2] < found[1, 0]
     equal = np.array([[0.7, math.nan, 0.7], [0.7, math.nan, 0.7]])
     assert not advantages.process(evidence([0.7, 0.7], steps_NT=equal)).any()
 
@@ -205,7 +211,7 @@ def test_the_plus_estimators_have_the_gradient_of_the_kl():
 def test_reductions_by_hand():
     mask = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0]])
     values = torch.tensor([[1.0, 2, 3, 99], [5, 99, 99, 99]])
-    counts = Counts(tokens=4, sequences=2, limit=10)
+    counts = Counts(tokens=4, sequences=2, max_tokens=10)
     found = {
         reduction.__name__: float((values * reduction(mask, counts)).sum())
         for reduction in (
@@ -230,10 +236,10 @@ def test_corrections_by_hand():
     mask = torch.tensor([[1.0, 1, 1, 0], [1, 1, 1, 1]])
 
     def found(kind: str, low: float | None, high: float | None) -> list[list[float]]:
-        weight, keep = objectives.correction(gap, mask, kind=kind, low=low, high=high)
+        weight, keep, _ = objectives.correction(gap, mask, kind=kind, low=low, high=high)
         return [[round(x, 4) for x in row] for row in (weight * keep).tolist()]
 
-    assert found("off", 0.9, 2.0) == [[1.0] * 4, [1.0] * 4]
+    assert found("none", 0.9, 2.0) == [[1.0] * 4, [1.0] * 4]
     assert found("token_truncate", None, 2.0) == [[0.5, 2.0, 1.0, 1.0], [1.1, 1.0, 1.0, 1.0]]
     assert found("token_mask", 0.9, 2.0) == [[0.0, 0.0, 1.0, 1.0], [1.1, 1.0, 1.0, 1.0]]
     assert found("sequence_truncate", None, 1.5) == [[1.5] * 4, [1.1] * 4]
@@ -285,9 +291,8 @@ def test_a_recipe_may_override_a_row():
 @pytest.mark.parametrize("preset", ["", *PRESETS])
 def test_every_row_can_be_built_under_every_preset(name: str, preset: str):
     row = build(AlgorithmConfig(name=name, preset=preset))
-    assert callable(row.advantage) and callable(row.surrogate) and callable(row.reduction)
-    unknown = {k for k in row.settings if not row.accepts(k)} - {"cap"}
-    assert not unknown & set(SETTINGS), "a setting that no part of the row takes"
+    assert set(row.settings) <= set(SETTINGS), "a setting that is no option"
+    assert all(ALGORITHMS[name].accepts(k) for k in row.settings), "one that no part takes"
 
 
 def test_the_user_wins_over_a_preset_and_the_preset_over_the_row():
@@ -328,6 +333,12 @@ BROKEN = {
         {},
         "kl.importance",
     ),
+    "KL in the reward of steps": (
+        {"name": "grpo_process", "kl": {"coef": 0.1, "placement": "reward"}},
+        {},
+        "judged steps alone",
+    ),
+    "reference without kl": ({"kl": {"reference": "sharded"}}, {}, "kl sets reference"),
     "minibatches": ({"minibatches": 5}, {}, "minibatches=5"),
     "entropy": ({"entropy": {"coef": 0.2, "floor": 0.3}}, {}, "entropy.limit"),
 }
@@ -355,9 +366,9 @@ def test_contradictions_are_named_with_the_way_out(what: str):
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("preset", ["", *PRESETS])
 def test_no_row_contradicts_itself(name: str, preset: str):
-    if name == "sft" and preset == "openrlhf":
-        pytest.skip("that preset pays KL in reward, which demonstrations have none of")
     assert complaints({"name": name, "preset": preset}) == []
+    without = {"name": name, "preset": preset, "kl": {"coef": 0.0}}
+    assert complaints(without) == [], "KL can be switched off"
 
 
 def test_critic_options_want_a_critic():

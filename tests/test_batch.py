@@ -21,7 +21,9 @@ def rows_of(groups, **options) -> Rows:
 
 def planned_of(rows: Rows, *, ranks: int, budget: int) -> list[list[Slice]]:
     everyone = np.arange(len(rows.tokens))
-    return plan(rows.sizes_N, rows.lengths_N, everyone, ranks=ranks, micro_batch_tokens=budget)
+    return plan(
+        rows.trains_NT.sum(axis=1), rows.lengths_N, everyone, ranks=ranks, micro_batch_tokens=budget
+    )
 
 
 def test_the_shift_agrees_with_a_loop():
@@ -71,13 +73,13 @@ def test_every_row_is_planned_once_and_every_rank_does_as_many_passes(
         for part in batches:
             sizes = rows.lengths_N[part.rows]
             assert len(sizes) <= 1 or len(sizes) * sizes.max() <= budget
-            trained = int(rows.sizes_N[part.rows].sum())
+            trained = int(rows.trains_NT[part.rows].sum())
             assert trained <= part.positions
 
 
 def test_an_unscorable_row_is_in_no_micro_batch():
     rows = rows_of([group(0, (0.0, 1.0, None), lengths=(3, 4, 5))])
-    assert rows.sizes_N.tolist() == [3, 4, 0]
+    assert rows.mask_NT.sum(axis=1).tolist() == [3, 4, 0]
     planned = planned_of(rows, ranks=1, budget=1000)
     assert [sorted(part.rows.tolist()) for part in planned[0]] == [[0, 1]]
 
@@ -95,9 +97,10 @@ def test_a_truncated_completion_may_count_in_the_baseline_alone():
     first, second = whole.group.completions
     cut = replace(first, finish_reason="length")
     scored = replace(whole, group=replace(whole.group, completions=(cut, second)))
-    assert rows_of([scored]).sizes_N.tolist() == [3, 4]
+    assert rows_of([scored]).trains_NT.sum(axis=1).tolist() == [3, 4]
     rows = rows_of([scored], mask_truncated=True)
-    assert rows.sizes_N.tolist() == [0, 4]
+    assert rows.trains_NT.sum(axis=1).tolist() == [0, 4]
+    assert rows.mask_NT.sum(axis=1).tolist() == [3, 4], "it pays KL in the reward like any other"
     assert rows.rewards_N.tolist() == [0.0, 1.0]
 
 
@@ -106,7 +109,7 @@ def test_a_row_with_a_logprob_that_is_not_finite_is_left_out_and_counted():
     at, field = table.schema.get_field_index("behaviour_logprobs"), "behaviour_logprobs"
     bad = pa.array([[-1.0, float("-inf")], [-1.0, -1.0]], type=table.schema.field(field).type)
     rows = read_rows(table.set_column(at, table.schema.field(field), bad))
-    assert (rows.left_out, rows.sizes_N.tolist()) == (1, [0, 2])
+    assert (rows.left_out, rows.trains_NT.sum(axis=1).tolist()) == (1, [0, 2])
     assert np.isnan(rows.rewards_N[0]), "it plays no part in the baseline"
     assert np.isfinite(rows.behaviour_NT).all()
 

@@ -99,7 +99,7 @@ def loss_of(row: Algorithm, case: str, *, width: int = 1) -> tuple[float, np.nda
     advantage = values["advantages"][:, None].expand_as(mask)
     loss, _ = row.surrogate(logps, values["old_logps"], advantage, mask)
     filled = int((mask.sum(1) > 0).sum())
-    counts = Counts(tokens=int(mask.sum()), sequences=filled, limit=width)
+    counts = Counts(tokens=int(mask.sum()), sequences=filled, max_tokens=width)
     total = torch.where(mask > 0, loss * row.reduction(mask, counts), 0.0).sum()
     (gradient,) = torch.autograd.grad(total, logps)
     return float(total.detach()), gradient.numpy()

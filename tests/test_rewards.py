@@ -100,7 +100,8 @@ THOUGHT = "<think>7+3=10\n10*2=21</think><answer>20</answer>"
 def test_a_verifier_may_judge_steps():
     score = Rubric(weights=STEPS).score("20", attempt(THOUGHT))
     ends = (THOUGHT.index("\n") + 1, THOUGHT.index("</think>"), len(THOUGHT))
-    assert score.steps == tuple(zip(ends, (2.0, 0.0, 2.0), strict=True)), "weighted, in order"
+    judged = (*zip(ends, (2.0, 0.0, 2.0), strict=True), (len(THOUGHT), 1.0))
+    assert score.steps == tuple(sorted(judged)), "weighted, in order; the rest at the end"
     assert score.parts["recipes.demo:right_steps"] == pytest.approx(2 / 3)
     assert score.reward == pytest.approx(2 * 2 / 3 + 1)
     with_child = Scorer(RewardConfig(verifiers=STEPS))

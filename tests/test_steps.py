@@ -33,11 +33,18 @@ def completion(tokenizer: Any, text: str) -> Completion:
 
 def test_a_step_ends_with_the_token_that_completes_it(tokenizer: Any):
     whole = completion(tokenizer, TEXT)
-    ends = (TEXT.index("\n") + 1, TEXT.index("</think>"), len(TEXT))
+    ends = (TEXT.index("\n") + 1, TEXT.index("</think>"))
     score = Score(reward=1.0, parts={}, steps=tuple((end, 1.0) for end in ends))
     for (count, _), end in zip(step_tokens(tokenizer, whole, score), ends, strict=True):
         assert tokenizer.decode(whole.token_ids[:count], skip_special_tokens=True) == TEXT[:end]
         assert len(tokenizer.decode(whole.token_ids[: count - 1])) < end
+
+
+def test_the_last_step_takes_the_end_of_turn_token_with_it(tokenizer: Any):
+    whole = completion(tokenizer, TEXT)
+    score = Score(reward=1.0, parts={}, steps=((len(TEXT) - 1, 0.5), (len(TEXT), 1.0)))
+    last = len(whole.token_ids)
+    assert step_tokens(tokenizer, whole, score) == ((last - 1, 0.5), (last, 1.0))
 
 
 def test_steps_beyond_the_text_belong_to_the_last_token_and_add_up(tokenizer: Any):
@@ -64,7 +71,7 @@ def run_of(name: str) -> Any:
     config = SimpleNamespace(
         learner=LearnerConfig(algorithm=algorithm), rewards=RewardConfig(verifiers={"number": 1.0})
     )
-    return SimpleNamespace(algorithm=build(algorithm), config=config)
+    return SimpleNamespace(algorithm=build(algorithm), config=config, resumed_from=0)
 
 
 def test_a_row_that_learns_from_steps_refuses_groups_without_any():

@@ -10,7 +10,7 @@ from learner import algorithms
 from learner.batch import Rows, Tokens, collate, minibatches, plan, read_rows
 from learner.config import LearnerConfig
 from learner.credit import Looked, assign
-from learner.loss import Objective
+from learner.loss import Loss
 from learner.steering import Steering
 from learner.tally import Tally
 
@@ -54,7 +54,11 @@ class Toy:
         """The loss of each optimizer step, policy's and critic's, added up over ranks and
         micro-batches as DeepSpeed adds up their gradients."""
         config = self.config.algorithm
-        rows = read_rows(table, mask_truncated=config.mask_truncated)
+        rows = read_rows(
+            table,
+            mask_truncated=config.mask_truncated,
+            judged_steps=self.algorithm.judged_steps,
+        )
         targets, _ = assign(
             rows,
             self.look(rows),
@@ -62,10 +66,10 @@ class Toy:
             config=config,
             kl_coef=self.steering.kl_coef,
         )
-        objective = Objective(self.algorithm, self.config, self.steering)
-        tally = Tally(capped_beyond=2.0)
+        objective = Loss(self.algorithm, self.config, self.steering)
+        tally = Tally(config.correction)
         for part in minibatches(rows.groups_N, config.minibatches, seed=(version, 0)):
-            counts = targets.counts(part, limit=32)
+            counts = targets.counts(part, max_tokens=32)
             sizes = targets.trains.sum(axis=1)
             planned = plan(sizes, rows.lengths_N, part, ranks=ranks, micro_batch_tokens=budget)
             total = torch.zeros((), dtype=torch.float64)

@@ -24,7 +24,7 @@ def openrlhf_policy_loss(case: Case, hyper: Result) -> Result:
         gap = old - case["sampling_logps"]
         kind = hyper.get("vllm_is_correction_type", "tis")
         ours = {"tis": "token_truncate", "icepop": "token_mask", "seq-mask-tis": "geometric"}
-        weight, keep = objectives.correction(gap, mask, kind=ours[kind], low=low, high=high)
+        weight, keep, _ = objectives.correction(gap, mask, kind=ours[kind], low=low, high=high)
         if kind == "seq-mask-tis":
             weight = gap.exp()
         loss = loss * weight * keep

@@ -91,7 +91,7 @@ def _trl_correction(case: Case, old: Tensor, hyper: Result) -> Tensor | None:
     if hyper["rollout_correction"] is None:
         return None
     gap = torch.where(case.mask > 0, old - case["sampling_logps"], 0.0)
-    weight, keep = objectives.correction(
+    weight, keep, _ = objectives.correction(
         gap,
         case.mask,
         kind=hyper["rollout_correction"],
@@ -107,7 +107,7 @@ def _trl_reduction(mask: Tensor, hyper: Result) -> Tensor:
     tokens = int(mask.sum()) if isinstance(tokens, str) else tokens
     if kind in ("dapo", "cispo", "vespo"):
         return objectives.token_mean(mask, Counts(tokens, rows))
-    counts = Counts(int(mask.sum()), rows, limit=hyper["max_completion_length"])
+    counts = Counts(int(mask.sum()), rows, max_tokens=hyper["max_completion_length"])
     reduction = {
         "bnpo": objectives.token_mean,
         "dr_grpo": objectives.constant_length,

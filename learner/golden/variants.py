@@ -162,7 +162,7 @@ def nonzero_scaled(evidence: Evidence) -> np.ndarray:
     """GPG (arXiv 2504.02546) as verl has it: centred rewards times rows over rows with a reward
     that is not 0."""
     alpha = len(evidence.rewards_N) / max(1, np.count_nonzero(evidence.totals_N))
-    return alpha * group_relative(evidence, scale="none", singleton="raw")
+    return alpha * group_relative(evidence, scale="none", guarded=False)
 
 
 def best_of_group(evidence: Evidence, *, scale: bool, eps: float = 1e-6) -> np.ndarray:
@@ -180,7 +180,7 @@ def best_of_group(evidence: Evidence, *, scale: bool, eps: float = 1e-6) -> np.n
 
 def whitened_group_relative(evidence: Evidence, *, eps: float = 1e-6) -> np.ndarray:
     """GDPO (arXiv 2601.05242) with one reward: GRPO's advantage, whitened over all tokens."""
-    advantage_N = group_relative(evidence, eps=eps, singleton="raw")
+    advantage_N = group_relative(evidence, eps=eps, guarded=False)
     return whiten(advantage_N[:, None] * evidence.mask_NT, evidence.mask_NT)
 
 

@@ -33,7 +33,7 @@ def reduction_of(mask: Tensor, mode: str, hyper: Result) -> Tensor:
     counts = Counts(
         tokens=hyper.get("batch_num_tokens") or int(mask.sum()),
         sequences=hyper.get("global_batch_size") or filled,
-        limit=hyper.get("loss_scale_factor") or mask.shape[1],
+        max_tokens=hyper.get("loss_scale_factor") or mask.shape[1],
     )
     reduction = {
         "token-mean": objectives.token_mean,
@@ -124,7 +124,7 @@ def rollout_is(case: Case, hyper: Result) -> Result:
     low, high = _band(hyper["threshold"])
     kind = f"{hyper['rollout_is']}_{'truncate' if low is None else 'mask'}"
     gap, mask = case["old_logps"] - case["sampling_logps"], case.mask
-    weight, keep = objectives.correction(gap, mask, kind=kind, low=low, high=high)
+    weight, keep, _ = objectives.correction(gap, mask, kind=kind, low=low, high=high)
     weight = weight * keep * mask
     if hyper["batch_normalize"]:
         if hyper["rollout_is"] == "token":
@@ -199,19 +199,19 @@ def adv(case: Case, hyper: Result) -> Result:
         "grpo": lambda: _grpo(evidence, hyper, eps),
         "grpo_vectorized": lambda: _grpo(evidence, hyper, eps),
         "grpo_no_std(dr_grpo)": lambda: advantages.group_relative(
-            evidence, scale="none", singleton="raw"
+            evidence, scale="none", guarded=False
         ),
         "grpo_passk": lambda: variants.best_of_group(
             evidence, scale=hyper.get("norm_adv_by_std_in_grpo", True), eps=eps
         ),
         "grpo_passk_no_std": lambda: variants.best_of_group(evidence, scale=False),
-        "rloo": lambda: advantages.leave_one_out(evidence, singleton="raw"),
+        "rloo": lambda: advantages.leave_one_out(evidence, guarded=False),
         "rloo_vectorized": lambda: advantages.leave_one_out(evidence),
         "opo": lambda: variants.length_weighted(evidence),
         "gpg": lambda: variants.nonzero_scaled(evidence),
         "gdpo_single": lambda: variants.whitened_group_relative(evidence, eps=eps),
         "reinforce_plus_plus_baseline": lambda: advantages.whitened_group_baseline(
-            evidence, singleton="raw"
+            evidence, guarded=False
         ),
     }[kind]()
     found = (found if found.ndim == 2 else found[:, None]) * mask
@@ -220,7 +220,7 @@ def adv(case: Case, hyper: Result) -> Result:
 
 def _grpo(evidence: Evidence, hyper: Result, eps: float) -> np.ndarray:
     scale = "group" if hyper.get("norm_adv_by_std_in_grpo", True) else "none"
-    return advantages.group_relative(evidence, scale=scale, eps=eps, singleton="raw")
+    return advantages.group_relative(evidence, scale=scale, eps=eps, guarded=False)
 
 
 def _optimal(case: Case, evidence: Evidence, kind: str) -> np.ndarray:
