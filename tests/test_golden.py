@@ -44,7 +44,10 @@ def test_an_entry_that_cannot_be_computed_is_a_miss(
 
 
 def test_the_whole_shared_file_agrees(shared: Path, capsys: pytest.CaptureFixture[str]):
-    assert golden.main([str(shared / "golden" / "losses.json")]) == 0
+    path = shared / "golden" / "losses.json"
+    if not path.exists():
+        pytest.skip("the shared golden values are not here")
+    assert golden.main([str(path)]) == 0
     assert "457 entries, 457 agree, 0 do not" in capsys.readouterr().out
 
 

@@ -13,23 +13,35 @@ import torch
 from builders import completion, group, judged
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import Toy
+from toy import CPU, Toy
 
 from learner import objectives
 from learner.algorithms import ALGORITHMS
+from learner.batch import collate, read_rows
 from learner.config import LearnerConfig
 from rewards import Score
 from rollout import ScoredGroup
 from rollout.schema import to_table
 
 REWARDS = (0.0, 0.1, 0.2, 0.7, 0.9, 1.0, None)
-EVERYTHING: dict[str, Any] = {
-    "anchor": "recomputed",
-    "correction": {"kind": "token_mask", "low": 0.01, "high": 100.0},
-    "kl": {"coef": 0.1},
-    "entropy": {"coef": 0.01},
+OPTIONS: dict[str, dict[str, Any]] = {
+    "stale": {"kl": {"coef": 0.1, "importance": True}, "entropy": {"coef": 0.01}},
+    "recomputed": {
+        "anchor": "recomputed",
+        "correction": {"kind": "token_mask", "low": 0.8, "high": 1.25},
+        "kl": {"coef": 0.1, "estimator": "k2"},
+    },
+    "KL in the reward": {"kl": {"coef": 0.1, "placement": "reward", "estimator": "k1"}},
 }
-"""Options that any row takes."""
+"""Sets of options; in the first and the last the ratios are far from 1, so clips act."""
+
+
+def options_of(name: str, chosen: str) -> dict[str, Any]:
+    if name == "sft":
+        return {}
+    if name == "grpo_process" and chosen == "KL in the reward":
+        return {}
+    return OPTIONS[chosen]
 
 
 def config(name: str, **options: Any) -> LearnerConfig:
@@ -60,12 +72,23 @@ def same(first: np.ndarray, second: np.ndarray, what: str) -> None:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 @settings(max_examples=12, deadline=None)
-@given(scored=groups(), ranks=st.sampled_from((2, 4)), budget=st.integers(8, 120), data=st.data())
+@given(
+    scored=groups(),
+    chosen=st.sampled_from(list(OPTIONS)),
+    ranks=st.sampled_from((2, 4)),
+    budget=st.integers(8, 120),
+    data=st.data(),
+)
 def test_the_gradient_does_not_depend_on_how_the_work_is_split(
-    name: str, scored: list[ScoredGroup], ranks: int, budget: int, data: st.DataObject
+    name: str,
+    scored: list[ScoredGroup],
+    chosen: str,
+    ranks: int,
+    budget: int,
+    data: st.DataObject,
 ):
-    options = {} if name == "sft" else EVERYTHING
-    toy = Toy(config(name, **options))
+    toy = Toy(config(name, **options_of(name, chosen)))
+    scored = [toy.behave(g) for g in scored]
     whole = toy.gradient(table(scored))
     assert np.isfinite(whole).all()
     same(whole, toy.gradient(table(scored), ranks=ranks), f"{ranks} ranks")
@@ -80,27 +103,34 @@ def test_the_gradient_does_not_depend_on_how_the_work_is_split(
 
 @pytest.mark.parametrize("name", [n for n in ALGORITHMS if n != "sft"])
 @settings(max_examples=8, deadline=None)
-@given(scored=groups(), at=st.integers(0, 4), length=st.integers(1, 40), nan=st.booleans())
+@given(
+    scored=groups(),
+    chosen=st.sampled_from(list(OPTIONS)),
+    at=st.integers(0, 4),
+    length=st.integers(1, 40),
+    nan=st.booleans(),
+)
 def test_a_row_that_cannot_be_trained_changes_nothing(
-    name: str, scored: list[ScoredGroup], at: int, length: int, nan: bool
+    name: str, scored: list[ScoredGroup], chosen: str, at: int, length: int, nan: bool
 ):
     """Without a reward, or with a logprob that is not finite: as if it were not there."""
-    toy = Toy(config(name, **EVERYTHING))
+    toy = Toy(config(name, **options_of(name, chosen)))
+    scored = [toy.behave(g) for g in scored]
     without = toy.gradient(table(scored))
-    chosen = scored[at % len(scored)]
+    host = scored[at % len(scored)]
     worse = completion(length, seed=99)
     grown = replace(
-        chosen,
-        group=replace(chosen.group, completions=(*chosen.group.completions, worse)),
-        scores=(*chosen.scores, Score(reward=1.0 if nan else None, parts={}, note="broke")),
-        steps=(*chosen.steps, ((length, 0.5),)),
+        host,
+        group=replace(host.group, completions=(*host.group.completions, worse)),
+        scores=(*host.scores, Score(reward=1.0 if nan else None, parts={}, note="broke")),
+        steps=(*host.steps, ((length, 0.5),)),
     )
-    changed = table([grown if g is chosen else g for g in scored])
+    changed = table([grown if g is host else g for g in scored])
     if nan:
         column = changed.schema.get_field_index("behaviour_logprobs")
         values = changed["behaviour_logprobs"].to_pylist()
         row = sum(len(g.group.completions) for g in scored[: at % len(scored)])
-        row += len(chosen.group.completions)
+        row += len(host.group.completions)
         values[row][0] = float("nan")
         field = changed.schema.field(column)
         import pyarrow as pa
@@ -139,11 +169,23 @@ def test_at_ratio_1_sapo_is_reinforce():
     torch.testing.assert_close(ours, -advantage)
 
 
+def test_these_properties_are_asked_where_clips_act():
+    toy = Toy(config("grpo"))
+    scored = [toy.behave(group(t, (0.0, 1.0, 0.5), lengths=(6, 9, 4))) for t in range(4)]
+    rows = read_rows(table(scored))
+    batch = collate(rows, rows.mask_NT, np.arange(12), CPU)
+    ratio = objectives.ratio(
+        toy.said(batch, toy.weights)[0].detach(), batch.gather(rows.behaviour_NT)
+    )[batch.trains_BT]
+    assert (ratio > 1.2).double().mean() > 0.1 and (ratio < 0.8).double().mean() > 0.1
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**31))
 def test_gspo_is_grpo_at_length_1(seed: int):
     torch.manual_seed(seed)
     logp, anchor, advantage = torch.randn(3, 6, 1, dtype=torch.float64).unbind(0)
+    logp = logp.clone().requires_grad_(True)
     mask = torch.ones(6, 1)
     clip = {"clip_low": 0.2, "clip_high": 0.28}
     grpo = objectives.clipped(logp, anchor, advantage, mask, **clip)
@@ -151,6 +193,8 @@ def test_gspo_is_grpo_at_length_1(seed: int):
         gspo = objectives.clipped(logp, anchor, advantage, mask, **clip, level=level)
         torch.testing.assert_close(gspo[0], grpo[0])
         assert gspo[1].equal(grpo[1])
+        gradients = [torch.autograd.grad(x[0].sum(), logp, retain_graph=True) for x in (grpo, gspo)]
+        torch.testing.assert_close(*gradients)
 
 
 @settings(max_examples=50, deadline=None)

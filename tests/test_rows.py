@@ -79,4 +79,4 @@ def test_a_row_trains_on_the_demos_task(name: str, grpo: list[dict[str, float]],
     assert sum(last) > sum(first), f"reward by step: {[row['reward/mean'] for row in steps]}"
     if ALGORITHMS[name].critic:
         explained = [row["critic/explained_variance"] for row in steps]
-        assert max(explained[-4:]) > 0.1, f"explained variance by step: {explained}"
+        assert sum(explained[-4:]) > sum(explained[:4]), f"explained variance by step: {explained}"

@@ -1,6 +1,8 @@
 """A policy and a critic of one matrix each, trained by the real credit, plan and loss: thousands of
 cases in seconds. What DeepSpeed does to gradients is tested on real ranks, in test_learner.py."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -13,6 +15,7 @@ from learner.credit import Looked, assign
 from learner.loss import Loss
 from learner.steering import Steering
 from learner.tally import Tally
+from rollout import ScoredGroup
 
 VOCABULARY = 450
 CPU = torch.device("cpu")
@@ -35,6 +38,21 @@ class Toy:
         logp_BT = every_BTV.gather(2, batch.targets_BT[..., None])[..., 0]
         entropy_BT = -(every_BTV.exp() * every_BTV).sum(-1)
         return logp_BT * batch.trains_BT, entropy_BT * batch.trains_BT
+
+    def behave(self, scored: ScoredGroup) -> ScoredGroup:
+        """The group as an older policy would have sampled it: logprobs off by about 0.4."""
+        completions = []
+        for number, completion in enumerate(scored.group.completions):
+            before = [int(scored.group.prompt.token_ids[-1]), *completion.token_ids[:-1].tolist()]
+            logp_TV = self.weights[before].detach().log_softmax(-1)
+            chosen = torch.from_numpy(completion.token_ids.astype(np.int64))
+            logp_T = logp_TV.gather(1, chosen[:, None])[:, 0].numpy()
+            noise_T = np.random.default_rng((scored.group.ticket, number)).normal(
+                0, 0.4, len(chosen)
+            )
+            logprobs = (logp_T + noise_T).astype(np.float32)
+            completions.append(replace(completion, logprobs=logprobs))
+        return replace(scored, group=replace(scored.group, completions=tuple(completions)))
 
     def look(self, rows: Rows) -> Looked:
         batch = collate(rows, rows.mask_NT, np.arange(len(rows.tokens)), CPU)
