@@ -7,6 +7,7 @@ interpolation. Unknown keys are refused. `"auto"` values are resolved once, by `
 import difflib
 import functools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -238,6 +239,17 @@ OTHER_NAMES = {
     "epsilon_high": "clip_high",
     "loss_type": "reduction",
     "num_gpus": "ranks",
+    "adv_estimator": "name",
+    "advantage_estimator": "name",
+    "num_iterations": "epochs",
+    "ppo_epochs": "epochs",
+    "scale_rewards": "scale",
+    "delta": "dual_clip",
+    "clip_ratio_c": "dual_clip",
+    "importance_sampling_level": "level",
+    "mask_truncated_completions": "mask_truncated",
+    "cliprange_value": "clip",
+    "kl_estimator": "estimator",
 }
 """What other systems call some of our options; used for suggestions only."""
 
@@ -359,20 +371,23 @@ def _set(
 
 
 def _suggest(key: str, known: list[str]) -> str:
-    """ "; did you mean learner.optim.lr?" By the whole path, else by its last word alone."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    """ "; did you mean learner.optim.lr?" By another system's name for it, else by the whole path,
+    else by its last word alone."""
+    branch, _, last = key.rpartition(".")
+    same_word = [k for k in known if k.rpartition(".")[2] == OTHER_NAMES.get(last)]
+    # Of several options of that name, the one that stands nearest to where it was looked for.
+    close = sorted(same_word, key=lambda k: len(os.path.commonprefix([k, key])), reverse=True)[:1]
+    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     if not close:
-        last = key.rpartition(".")[2]
         by_last: dict[str, str] = {}
         for option in known:
             by_last.setdefault(option.rpartition(".")[2], option)
-        last = OTHER_NAMES.get(last, last)
         words = difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)
-        same_branch = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+        same_branch = [k for k in known if k.rpartition(".")[0] == branch]
         close = [by_last[words[0]]] if words else []
-        if not close and same_branch and "." in key:
+        if not close and same_branch and branch:
             names = ", ".join(k.rpartition(".")[2] for k in same_branch)
-            return f"; {key.rpartition('.')[0]} has {names}"
+            return f"; {branch} has {names}"
     hint = f"; did you mean {close[0]}?" if close else ""
     return f"{hint} (`python -m cluster options` lists all)"
 

@@ -28,6 +28,15 @@ QUICK = 25.0
         ({"rewards.verifiers": "{numbr: 1.0}"}, "'numbr' is not a built-in verifier"),
         ({"learner.optim.learning_rate": "1"}, "did you mean learner.optim.lr?"),
         ({"schedule.max_staleness": "-1"}, "greater than or equal to 0"),
+        ({"learner.algorithm.name": "grppo"}, "did you mean grpo?"),
+        ({"learner.algorithm.preset": "verls"}, "did you mean verl?"),
+        ({"sampler.sampling.top_p": "0.9"}, "set learner.algorithm.anchor=recomputed"),
+        ({"learner.algorithm.kl.placement": "reward"}, "kl.coef=0, so there is no reference"),
+        ({"learner.critic.clip": "0.5"}, "learner.algorithm.name=grpo has no critic"),
+        (
+            {"learner.algorithm.name": "ppo", "learner.critic.path": "./nowhere"},
+            "learner.critic.path='./nowhere': no such folder",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
