@@ -7,7 +7,6 @@ interpolation. Unknown keys are refused. `"auto"` values are resolved once, by `
 import difflib
 import functools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -376,7 +375,8 @@ def _suggest(key: str, known: list[str]) -> str:
     branch, _, last = key.rpartition(".")
     same_word = [k for k in known if k.rpartition(".")[2] == OTHER_NAMES.get(last)]
     # Of several options of that name, the one that stands nearest to where it was looked for.
-    close = sorted(same_word, key=lambda k: len(os.path.commonprefix([k, key])), reverse=True)[:1]
+    nearness = {k: difflib.SequenceMatcher(None, k, key).ratio() for k in same_word}
+    close = sorted(same_word, key=nearness.__getitem__, reverse=True)[:1]
     close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     if not close:
         by_last: dict[str, str] = {}
