@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 STEPS = 12
 OPTIONS: dict[str, dict[str, Any]] = {
     "grpo_process": {"rewards.verifiers": '{"recipes.demo:right_steps": 1.0, "think_number": 0.2}'},
-    "ppo": {"learner.critic.lr": 3e-4},
+    "ppo": {"learner.critic.lr": 3e-3},
 }
 
 
