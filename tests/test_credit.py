@@ -8,10 +8,11 @@ import pytest
 from builders import group
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy import CPU, Toy
 
 from learner.algorithms import build
-from learner.batch import Rows, Targets, read_rows
-from learner.config import AlgorithmConfig
+from learner.batch import Rows, Targets, collate, read_rows
+from learner.config import AlgorithmConfig, LearnerConfig
 from learner.credit import Looked, assign, explained_variance
 from learner.memory import Architecture, activations, frozen, states
 from rollout import ScoredGroup
@@ -30,6 +31,10 @@ def assigned(
 
 
 TWO = [group(0, (0.0, 1.0), lengths=(2, 3))]
+
+
+def toy(**options: Any) -> Toy:
+    return Toy(LearnerConfig.model_validate({"algorithm": {"name": "grpo", **options}}))
 
 
 def off_by(rows: Rows, gaps: list[list[float]]) -> np.ndarray:
@@ -123,6 +128,41 @@ def test_the_critics_targets_are_advantage_and_value():
     assert metrics["critic/explained_variance"] == pytest.approx(0.0)
     trained = targets.advantage[rows.trains_NT]
     assert abs(trained.mean()) < 1e-6 and trained.std(ddof=1) == pytest.approx(1.0)
+
+
+def test_the_terms_of_the_loss_add_up():
+    """KL, its importance form and the entropy bonus, against the same loss without them."""
+    kl = {"coef": 0.5, "estimator": "k3"}
+    toys = {
+        "plain": toy(),
+        "kl": toy(kl=kl),
+        "importance": toy(kl={**kl, "importance": True}),
+        "entropy": toy(entropy={"coef": 0.25}),
+    }
+    plain = toys["plain"]
+    table = to_table(
+        [plain.behave(group(t, (0.0, 1.0, 0.5), lengths=(6, 2, 4))) for t in range(3)],
+        step=0,
+        run="t",
+        temperature=1.0,
+    )
+    loss = {name: float(next(t.losses(table)).detach()) for name, t in toys.items()}
+    rows = read_rows(table)
+    batch = collate(rows, rows.mask_NT, np.arange(9), CPU)
+    logp_BT, entropy_BT = (x.detach() for x in plain.said(batch, plain.weights))
+    away_BT = plain.said(batch, plain.reference)[0] - logp_BT
+    kl_BT = away_BT.exp() - away_BT - 1
+    ratio_BT = (logp_BT - batch.gather(rows.behaviour_NT)).exp()
+    mask_BT = batch.trains_BT.double()
+    weight_BT = mask_BT / mask_BT.sum(1, keepdim=True) / 9
+    expected = {
+        "kl": 0.5 * (weight_BT * kl_BT).sum(),
+        "importance": 0.5 * (weight_BT * kl_BT * ratio_BT).sum(),
+        "entropy": -0.25 * (weight_BT * entropy_BT).sum(),
+    }
+    for name, term in expected.items():
+        assert loss[name] - loss["plain"] == pytest.approx(float(term), abs=1e-6), name
+    assert abs(expected["kl"] - expected["importance"]) > 1e-3
 
 
 def test_explained_variance():
