@@ -135,6 +135,13 @@ class Engine:
         torch.distributed.all_reduce(total)
         return total.cpu().numpy()
 
+    def agreed(self, mask: np.ndarray) -> np.ndarray:
+        """True where every rank has True: what a plan is made from has to be the same to the last
+        bit, and exp() need not be on machines of different kinds."""
+        total = torch.from_numpy(mask.astype(np.uint8)).to(self.device)
+        torch.distributed.all_reduce(total, op=torch.distributed.ReduceOp.MIN)
+        return total.cpu().numpy().astype(bool)
+
     def save(self, folder: Path) -> None:
         """Every rank writes its shards of weights and optimizer state under `folder`."""
         self._ds.save_checkpoint(str(folder), tag=TAG, save_latest=False)

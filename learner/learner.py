@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +141,8 @@ class Learner:
             config=config,
             kl_coef=self._steering.kl_coef,
         )
+        if config.correction.kind != "none":
+            targets = replace(targets, trains=self._engine.agreed(targets.trains))
         tally = Tally(config.correction)
         work = self._schedule(rows, targets)
         losses, norms = [], []
