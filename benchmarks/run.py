@@ -84,15 +84,20 @@ def tables_of(folder: Path, count: int) -> list[Any]:
     ]
 
 
-def _learner_rank(rank: int, ranks: int, port: int, model: str, orders: Any, answers: Any) -> None:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def placement_of(rank: int, ranks: int, port: int) -> Any:
+    """A learner rank of this machine, in float32."""
     import torch
 
-    from learner.config import LearnerConfig, ModelConfig
     from learner.engine import Placement
-    from learner.learner import Learner
 
     torch.set_num_threads(1)
-    placement = Placement(
+    return Placement(
         rank=rank,
         ranks=ranks,
         address="127.0.0.1",
@@ -100,6 +105,13 @@ def _learner_rank(rank: int, ranks: int, port: int, model: str, orders: Any, ans
         collectives="gloo",
         dtype=torch.float32,
     )
+
+
+def _learner_rank(rank: int, ranks: int, port: int, model: str, orders: Any, answers: Any) -> None:
+    from learner.config import LearnerConfig, ModelConfig
+    from learner.learner import Learner
+
+    placement = placement_of(rank, ranks, port)
     learner = Learner(
         LearnerConfig(ranks=ranks), ModelConfig(path=model), placement, steps=100, temperature=1.0
     )
@@ -118,10 +130,7 @@ def learner_ranks(model: str) -> None:
     context = multiprocessing.get_context("spawn")
     teams: list[list[tuple[Any, Any, Any]]] = []
     for ranks in (1, 2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        team = []
+        port, team = free_port(), []
         for rank in range(ranks):
             orders, answers = context.Queue(), context.Queue()
             target = (rank, ranks, port, model, orders, answers)

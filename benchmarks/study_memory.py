@@ -3,13 +3,14 @@
 import gc
 import multiprocessing
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from run import free_port, placement_of, tables_of  # noqa: E402
 
 RANKS = 2
 ROLES = {
@@ -22,10 +23,7 @@ ROLES = {
 def measure(model: str) -> dict[str, Any]:
     """Bytes per rank, by ZeRO stage and by what is loaded."""
     context = multiprocessing.get_context("spawn")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    answers = context.Queue()
+    port, answers = free_port(), context.Queue()
     team = [
         context.Process(target=_rank, args=(rank, port, model, answers)) for rank in range(RANKS)
     ]
@@ -39,19 +37,7 @@ def measure(model: str) -> dict[str, Any]:
 
 def _rank(rank: int, port: int, model: str, answers: Any) -> None:
     os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
-    import torch
-
-    from learner.engine import Placement
-
-    torch.set_num_threads(1)
-    placement = Placement(
-        rank=rank,
-        ranks=RANKS,
-        address="127.0.0.1",
-        port=port,
-        collectives="gloo",
-        dtype=torch.float32,
-    )
+    placement = placement_of(rank, RANKS, port)
     found: dict[str, Any] = {"ranks": RANKS, "stages": {}}
     for stage in (0, 1, 2, 3):
         found["stages"][stage] = {
@@ -65,7 +51,6 @@ def _rank(rank: int, port: int, model: str, answers: Any) -> None:
 def _one(model: str, placement: Any, stage: int, algorithm: dict[str, Any]) -> dict[str, float]:
     """Live bytes after a step, and how many more just before it: the gradients."""
     import torch
-    from run import tables_of
 
     from learner.config import LearnerConfig, ModelConfig
     from learner.learner import Learner

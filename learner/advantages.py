@@ -48,17 +48,11 @@ class Evidence:
         return self.rewards_N + np.where(self.mask_NT, self.extra_NT, 0.0).sum(axis=1)
 
     @property
-    def ends_NT(self) -> np.ndarray:
-        """True on the last trained token of each completion."""
-        ends_NT = np.zeros(self.mask_NT.shape, dtype=bool)
-        rows = np.flatnonzero(self.mask_NT.any(axis=1))
-        ends_NT[rows, self.mask_NT.shape[1] - 1 - self.mask_NT[rows, ::-1].argmax(axis=1)] = True
-        return ends_NT
-
-    @property
     def token_rewards_NT(self) -> np.ndarray:
         """The completion's reward on its last trained token, the others' own beside it."""
-        rewards_NT = np.where(self.ends_NT & self.scored_N[:, None], self.rewards_N[:, None], 0.0)
+        rewards_NT = np.where(
+            last_of(self.mask_NT) & self.scored_N[:, None], self.rewards_N[:, None], 0.0
+        )
         if self.extra_NT is not None:
             rewards_NT += np.where(self.mask_NT, self.extra_NT, 0.0)
         return rewards_NT
@@ -67,6 +61,14 @@ class Evidence:
         """Row numbers of the scored completions of each group."""
         for group in np.unique(self.groups_N):
             yield np.flatnonzero((self.groups_N == group) & self.scored_N)
+
+
+def last_of(mask_NT: np.ndarray) -> np.ndarray:
+    """True on the last masked-in token of each row."""
+    last_NT = np.zeros(mask_NT.shape, dtype=bool)
+    rows = np.flatnonzero(mask_NT.any(axis=1))
+    last_NT[rows, mask_NT.shape[1] - 1 - mask_NT[rows, ::-1].argmax(axis=1)] = True
+    return last_NT
 
 
 def _centred(
@@ -203,7 +205,7 @@ def process(evidence: Evidence, *, eps: float = 1e-6) -> np.ndarray:
     if evidence.steps_NT is None:
         raise RuntimeError("process supervision needs the rewards of single steps")
     unjudged_N1 = np.isnan(evidence.steps_NT).all(axis=1, keepdims=True)
-    whole_NT = np.where(evidence.ends_NT, evidence.rewards_N[:, None], np.nan)
+    whole_NT = np.where(last_of(evidence.mask_NT), evidence.rewards_N[:, None], np.nan)
     given_NT = np.where(unjudged_N1, whole_NT, evidence.steps_NT)
     steps_NT = np.zeros(given_NT.shape)
     for rows in evidence.groups():

@@ -111,8 +111,9 @@ class Targets:
     behaviour: np.ndarray
     anchor: np.ndarray
     advantage: np.ndarray
-    weight: np.ndarray
-    """The train/inference correction: 1 where there is none, 0 where a token was dropped."""
+    weight: np.ndarray | None = None
+    """The train/inference correction, 0 where a token was dropped; None where the anchor is what
+    the sampler said."""
     reference: np.ndarray | None = None
     value: np.ndarray | None = None
     returns: np.ndarray | None = None

@@ -1,6 +1,7 @@
 """The model, the algorithm, the critic and the optimizer."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -120,6 +121,11 @@ class CorrectionConfig(BaseModel):
 
     counts_dropped: bool = False
     """Dropped tokens stay in the denominators of the loss."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """(low, high), open ends as 0 and infinity."""
+        return self.low or 0.0, self.high or math.inf
 
 
 class AlgorithmConfig(BaseModel):

@@ -15,6 +15,7 @@ from learner.advantages import Evidence
 from learner.algorithms import Algorithm
 from learner.batch import Rows, Targets
 from learner.config import AlgorithmConfig, CorrectionConfig, KLConfig
+from learner.tally import importance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +54,15 @@ def assign(
     )
     advantage = algorithm.advantage(evidence)
     advantage_NT = (advantage if advantage.ndim == 2 else advantage[:, None]) * rows.trains_NT
-    weight_NT, keep_NT, ratio_NT = _correction(anchor_NT, rows, config)
-    metrics["learner/dropped_tokens"] = float((rows.trains_NT & ~keep_NT).sum())
+    weight_NT, counts_NT = None, rows.trains_NT
+    metrics["learner/dropped_tokens"] = 0.0
     if looked.anchor is not None:
+        weight_NT, keep_NT, ratio_NT = _correction(looked.anchor, rows, config)
+        weight_NT = weight_NT * keep_NT
+        metrics["learner/dropped_tokens"] = float((rows.trains_NT & ~keep_NT).sum())
         metrics |= off_policy(ratio_NT[rows.trains_NT], config.correction)
-    counts_NT = rows.trains_NT if config.correction.counts_dropped else rows.trains_NT & keep_NT
+        if not config.correction.counts_dropped:
+            counts_NT = rows.trains_NT & keep_NT
     value_NT, returns_NT = None, None
     if looked.value is not None:
         given = {name: algorithm.settings[name] for name in ("gamma", "lam")}
@@ -71,7 +76,7 @@ def assign(
         behaviour=rows.behaviour_NT,
         anchor=anchor_NT,
         advantage=advantage_NT.astype(np.float32),
-        weight=weight_NT * keep_NT,
+        weight=weight_NT,
         reference=looked.reference,
         value=value_NT,
         returns=returns_NT,
@@ -89,10 +94,7 @@ def _penalty(
     kl_NT = kl.numpy().astype(np.float64) * mask_NT
     mean = float(kl_NT.sum() / max(mask_NT.sum(), 1))
     if config.placement == "reward_at_end":
-        total_N, filled_N = kl_NT.sum(axis=1), mask_NT.any(axis=1)
-        last_N = mask_NT.shape[1] - 1 - mask_NT[:, ::-1].argmax(axis=1)
-        kl_NT = np.zeros(kl_NT.shape)
-        kl_NT[filled_N, last_N[filled_N]] = total_N[filled_N]
+        kl_NT = np.where(advantages.last_of(mask_NT), kl_NT.sum(axis=1, keepdims=True), 0.0)
     return kl_NT, mean
 
 
@@ -113,14 +115,14 @@ def off_policy(ratios: np.ndarray, config: CorrectionConfig) -> dict[str, float]
     """Figures of the train/inference ratio, logged whether or not anything corrects it; of the
     tokens that a correction drops as well."""
     ratios = ratios.astype(np.float64)
-    total, squares, count = ratios.sum(), np.square(ratios).sum(), max(len(ratios), 1)
-    low, high = config.low or 0.0, config.high or np.inf
-    return {
-        "policy/importance_mean": float(total / count),
-        "policy/importance_max": float(ratios.max(initial=0.0)),
-        "policy/importance_ess": float(total**2 / max(squares * count, 1e-30)),
-        "policy/importance_capped": float(((ratios < low) | (ratios > high)).sum() / count),
-    }
+    low, high = config.bounds
+    return importance(
+        total=float(ratios.sum()),
+        squared=float(np.square(ratios).sum()),
+        largest=float(ratios.max(initial=0.0)),
+        capped=float(((ratios < low) | (ratios > high)).sum()),
+        tokens=max(len(ratios), 1),
+    )
 
 
 def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:

@@ -69,6 +69,7 @@ class Learner:
         self._steps = steps
         self._temperature = temperature
         self._max_tokens = max_tokens
+        self._critic_optim = config.optim.model_copy(update={"lr": config.critic.lr})
         self._algorithm = algorithms.build(config.algorithm)
         self._steering = Steering(config.algorithm)
         self._loss = Loss(self._algorithm, config, self._steering)
@@ -114,8 +115,7 @@ class Learner:
             dtype=self._placement.dtype,
             gradient_checkpointing=model.gradient_checkpointing,
         )
-        optim = self._config.optim.model_copy(update={"lr": config.lr})
-        return Engine(critic, self._config, self._placement, optim=optim)
+        return Engine(critic, self._config, self._placement, optim=self._critic_optim)
 
     # -- the update -------------------------------------------------------------------------------
 
@@ -254,8 +254,7 @@ class Learner:
         """Apply the gradients; the global norms of the policy's and of the critic's."""
         norm, value_norm = self._engine.step(self._policy_lr()), 0.0
         if self._critic is not None:
-            optim = self._config.optim.model_copy(update={"lr": self._config.critic.lr})
-            value_norm = self._critic.step(self._lr(optim))
+            value_norm = self._critic.step(self._lr(self._critic_optim))
         return norm, value_norm
 
     def _policy_lr(self) -> float:

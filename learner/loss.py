@@ -36,7 +36,8 @@ class Loss:
         loss_BT, clipped_BT = self._algorithm.surrogate(
             logp_BT, anchor_BT, batch.gather(targets.advantage), mask_BT
         )
-        loss_BT = loss_BT * batch.gather(targets.weight)
+        if targets.weight is not None:
+            loss_BT = loss_BT * batch.gather(targets.weight)
         behaviour_BT = batch.gather(targets.behaviour)
         tally.add(
             mask_BT,

@@ -95,7 +95,5 @@ def contradictions(
 def _unused_kl(options: AlgorithmConfig) -> list[str]:
     """KL options that somebody set, a preset aside."""
     preset = PRESETS[options.preset].options(options.name).get("kl", {}) if options.preset else {}
-    usual = {**KLConfig().model_dump(), **preset}
-    given = options.kl.model_dump(exclude={"coef"})
-    default = KLConfig().model_dump()
-    return [name for name, v in given.items() if v not in (usual[name], default[name])]
+    default, given = KLConfig().model_dump(), options.kl.model_dump(exclude={"coef"})
+    return [n for n, v in given.items() if v not in (default[n], preset.get(n, default[n]))]

@@ -10,13 +10,26 @@ from learner.config import CorrectionConfig
 from learner.engine import Engine
 
 
+def importance(
+    *, total: float, squared: float, largest: float, capped: float, tokens: float
+) -> dict[str, float]:
+    """Figures of importance weights from their sum, sum of squares, maximum and number out of
+    bounds; the effective sample size as a share of the tokens."""
+    return {
+        "policy/importance_mean": total / tokens,
+        "policy/importance_max": largest,
+        "policy/importance_ess": total**2 / max(squared * tokens, 1e-30),
+        "policy/importance_capped": capped / tokens,
+    }
+
+
 class Tally:
     """Sums of this rank; `summary` adds them up over all ranks. The same names on every rank."""
 
     def __init__(self, config: CorrectionConfig) -> None:
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._largest = 0.0
-        self._bounds = (config.low or 0.0, config.high or float("inf"))
+        self._bounds = config.bounds
 
     @torch.no_grad()
     def add(self, mask_BT: Tensor, **values_BT: Tensor) -> None:
@@ -45,13 +58,13 @@ class Tally:
         tokens = max(sums.pop("tokens", 0.0), 1.0)
         metrics = {}
         if "ratio" in sums:
-            ratio, squared = sums.pop("ratio"), sums.pop("ratio_squared")
-            metrics = {
-                "policy/importance_mean": ratio / tokens,
-                "policy/importance_max": engine.max([self._largest])[0],
-                "policy/importance_ess": ratio**2 / max(squared * tokens, 1e-30),
-                "policy/importance_capped": sums.pop("capped") / tokens,
-            }
+            metrics = importance(
+                total=sums.pop("ratio"),
+                squared=sums.pop("ratio_squared"),
+                largest=engine.max([self._largest])[0],
+                capped=sums.pop("capped"),
+                tokens=tokens,
+            )
         for name, value in sums.items():
             group = "critic" if name.startswith("value_") else "policy"
             metrics[f"{group}/{name}"] = value / tokens
