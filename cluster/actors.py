@@ -7,6 +7,7 @@ error comes back as it was raised. Heavy imports happen there as well.
 import asyncio
 import os
 import socket
+import threading
 from typing import Any
 
 import pyarrow as pa
@@ -14,10 +15,12 @@ import ray
 from ray.actor import ActorHandle
 
 from learner.config import LearnerConfig, ModelConfig
-from rewards import Attempt, RewardConfig, Score
+from rewards import Attempt, RewardConfig, Task, Verdict
 from rollout import Completion, Prompt
 from rollout.config import SamplerConfig, SamplingConfig
 from rollout.transfer import Endpoint
+
+START_SECONDS = 120.0
 
 
 @ray.remote
@@ -60,18 +63,56 @@ class SamplerActor:
 
 @ray.remote
 class ScorerActor:
-    """Scores one group at a time in a child process."""
+    """Runs verifiers in child processes. Threaded, so calls may overtake `start`: they wait."""
 
-    def start(self, config: RewardConfig, max_tokens: int) -> None:
+    def __init__(self) -> None:
+        self._started = threading.Event()
+
+    def start(self, config: RewardConfig) -> None:
         from rewards.scorer import Scorer
 
-        self._scorer = Scorer(config, max_tokens)
+        self._scorer = Scorer(config)
+        self._started.set()
 
-    def score(self, answer: str, attempts: list[Attempt]) -> list[Score]:
-        return self._scorer.score(answer, attempts)
+    def verdicts(self, task: Task, attempts: list[Attempt]) -> Any:
+        if not self._started.wait(START_SECONDS):
+            raise RuntimeError(f"the scorer did not start within {START_SECONDS:.0f} s")
+        return self._scorer.verdicts(task, attempts)
 
     def __repr__(self) -> str:
         return "Scorer"
+
+
+@ray.remote
+class ServiceActor:
+    """One HTTP service: a reward service or a judge. Async: it waits for many answers at once."""
+
+    async def start(self, config: Any) -> None:
+        from rewards.services import Http, Judge, JudgeConfig
+
+        self._service = Judge(config) if isinstance(config, JudgeConfig) else Http(config)
+
+    async def judge(self, task: Task, attempts: list[Attempt]) -> list[Verdict | None]:
+        return await self._service.judge(task, attempts)
+
+    def __repr__(self) -> str:
+        return "Service"
+
+
+@ray.remote
+class RewardModelActor:
+    """One replica of a reward model."""
+
+    def start(self, config: Any) -> None:
+        from rewards.reward_model import RewardModel
+
+        self._model = RewardModel(config)
+
+    def judge(self, task: Task, attempts: list[Attempt]) -> list[Verdict | None]:
+        return self._model.judge(task, attempts)
+
+    def __repr__(self) -> str:
+        return "RewardModel"
 
 
 @ray.remote(concurrency_groups={"watch": 1})  # pyright: ignore[reportCallIssue, reportArgumentType]

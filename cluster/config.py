@@ -294,7 +294,7 @@ def load(files: Sequence[str], overrides: Sequence[str] = (), *, key: str = "") 
         if not equals:
             raise ValueError(f"{override!r} is neither a YAML file nor an override like a.b=1")
         value = _parse(name, text)
-        tree = isinstance(value, dict) and name not in OPEN_TABLES
+        tree = isinstance(value, dict) and not name.startswith(OPEN_TABLES)
         for inner, part in flatten(value, f"{name}.") if tree else [(name, value)]:
             _set(values, origins, inner, part, "command line")
     try:

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 from cluster.config import RunConfig
 from cluster.pool import Pool
+from cluster.scoring import Scoring
 from rewards import Score
 from rollout import Completion, Prompt
 from rollout.sampler import sample_seed
 
 
 async def evaluate(
-    config: RunConfig, prompts: Sequence[Prompt], *, samplers: Pool, scorers: Pool
+    config: RunConfig, prompts: Sequence[Prompt], *, samplers: Pool, scoring: Scoring
 ) -> tuple[dict[str, float], str]:
     """Mean of the reward and of each of its parts over the held-out prompts, under `eval/`.
 
@@ -21,7 +22,7 @@ async def evaluate(
     see what the numbers mean. Raises RuntimeError when nothing could be scored.
     """
     results = await asyncio.gather(
-        *(_attempt(config, prompt, samplers, scorers) for prompt in prompts)
+        *(_attempt(config, prompt, samplers, scoring) for prompt in prompts)
     )
     scores = [score for _, group in results for score in group]
     scored = [s for s in scores if s.reward is not None]
@@ -42,7 +43,7 @@ async def evaluate(
 
 
 async def _attempt(
-    config: RunConfig, prompt: Prompt, samplers: Pool, scorers: Pool
+    config: RunConfig, prompt: Prompt, samplers: Pool, scoring: Scoring
 ) -> tuple[tuple[Completion, ...], list[Score]]:
     settings = config.eval
     sampling = config.sampler.sampling.model_copy(update={"temperature": settings.temperature})
@@ -53,5 +54,4 @@ async def _attempt(
     completions = await samplers.call(
         "generate", prompt, sampling, seeds if settings.samples > 1 else []
     )
-    scores = await scorers.call("score", prompt.answer, [c.attempt() for c in completions])
-    return completions, scores
+    return completions, await scoring.score(prompt, completions)

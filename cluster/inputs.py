@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import scoring
 from cluster.config import RunConfig
 from cluster.ledger import Recording
-from rewards import find_verifier
 from rollout import Prompt, ScoredGroup
 from rollout.demonstrations import DemonstrationStream
 from rollout.prompts import PromptStream
@@ -43,9 +43,7 @@ def read(config: RunConfig, *, replay: Path | None = None, held_out_only: bool =
     tokenizer = load_tokenizer(config.model.path)
     if config.learner.critic.path:
         _must_exist(config.learner.critic.path, "learner.critic.path")
-    for name in config.rewards.verifiers:
-        find_verifier(name)
-    notes: list[str] = []
+    notes = scoring.check(config.rewards)
     prompts = given = None
     fingerprint = ""
     if held_out_only:
@@ -65,7 +63,7 @@ def read(config: RunConfig, *, replay: Path | None = None, held_out_only: bool =
         fingerprint = given.fingerprint
     else:
         prompts = PromptStream(config.prompts, tokenizer, seed=config.seed)
-        notes.append(f"train: {prompts.report}")
+        notes.append(f"train: {prompts.report} ({prompts.layout})")
         fingerprint = prompts.fingerprint
     held_out: list[Prompt] = []
     if config.eval.dataset and replay is None:

@@ -53,6 +53,7 @@ def check(run: Run, groups: list[ScoredGroup], *, version: int) -> dict[str, flo
     """The last look before groups are trained: the staleness bound holds, or the run stops."""
     if version == run.resumed_from:
         _check_first(run, groups)
+    _check_outcomes(run, groups, version)
     metrics = describe(groups) | staleness(groups, version) | flight(run.window)
     bound = run.config.schedule.max_staleness
     if run.inputs.prompts is not None and metrics["schedule/staleness_max"] > bound:
@@ -81,6 +82,18 @@ def _check_first(run: Run, groups: list[ScoredGroup]) -> None:
         )
 
 
+def _check_outcomes(run: Run, groups: list[ScoredGroup], version: int) -> None:
+    """A run whose verifiers fail most of the time learns from the rest alone: better no run."""
+    scores = [score for group in groups for score in group.scores]
+    failed = [score.note for score in scores if score.outcome == "unscorable"]
+    if len(failed) > run.config.rewards.max_unscorable * len(scores):
+        raise RuntimeError(
+            f"step {version + 1}: {len(failed)} of {len(scores)} completions could not be scored "
+            f"(rewards.max_unscorable={run.config.rewards.max_unscorable:g}); the first: "
+            f"{failed[0]}"
+        )
+
+
 async def admit(run: Run) -> None:
     """Consumes slots; waits for a free one; unblocked by `release`. Ends with the run."""
     async with asyncio.TaskGroup() as rollouts:
@@ -104,6 +117,6 @@ async def roll_out(run: Run, ticket: int) -> None:
     run.sampled_groups += 1
     if run.algorithm.greedy:  # one more, which is the baseline and is not trained
         completions += await run.samplers.call("generate", prompt, run.config.sampler.sampling, [])
-    scores = await run.scorers.call("score", prompt.answer, [c.attempt() for c in completions])
+    scores = await run.scoring.score(prompt, completions)
     group = await asyncio.to_thread(run.judged, ticket, prompt, completions, scores)
     await run.window.ready(ticket, group)

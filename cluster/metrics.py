@@ -22,8 +22,9 @@ def describe(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     scores = [s for g in groups for s in g.scores]
     rewards = [s.reward for s in scores if s.reward is not None]
     metrics = {
-        "reward/verifier_errors": float(sum(s.reward is None for s in scores)),
-        "reward/timeouts": float(sum("timeout" in s.parts for s in scores)),
+        "reward/verifier_errors": float(sum(s.outcome == "unscorable" for s in scores)),
+        "reward/timeouts": float(sum(s.outcome == "timeout" for s in scores)),
+        "reward/tampered": float(sum(s.outcome == "tampered" for s in scores)),
         "rollout/length": _mean([len(c.token_ids) for c in completions]),
         "rollout/truncated": _mean([c.finish_reason == "length" for c in completions]),
         "rollout/uniform_groups": _mean([g.is_uniform for g in groups]),
@@ -38,8 +39,10 @@ def describe(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         metrics["reward/greedy"] = _mean(greedy)
     if any(g.steps for g in groups):
         metrics["reward/judged_steps"] = _mean([len(s) for g in groups for s in g.steps])
-    names = sorted({name for s in scores for name in s.parts} - {"timeout"})
-    for name in names:
+    for name in sorted({name for s in scores for name in s.seconds}):
+        spent = [s.seconds[name] for s in scores if name in s.seconds]
+        metrics[f"reward/{name}/seconds"] = _mean(spent)
+    for name in sorted({name for s in scores for name in s.parts}):
         metrics[f"reward/{name}"] = _mean([s.parts[name] for s in scores if name in s.parts])
     return metrics
 

@@ -11,11 +11,20 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from cluster.actors import LearnerActor, SamplerActor, ScorerActor
+from cluster.actors import (
+    LearnerActor,
+    RewardModelActor,
+    SamplerActor,
+    ScorerActor,
+    ServiceActor,
+)
 from cluster.config import RunConfig
 from cluster.device import Device
 from cluster.pool import Pool, ask_all
 from cluster.progress import Progress
+from cluster.scoring import ServiceConfig, services_of
+from rewards.reward_model import RewardModelConfig
+from rewards.scorer import LANES
 from rollout.transfer import Endpoint
 
 RUN_MARK = "COHORT_RUN"
@@ -68,7 +77,11 @@ class Fleet:
         seconds = config.cluster.step_timeout
         self.learners = Pool("learner", [], seconds=seconds)
         self.samplers = Pool("sampler", [], seconds=seconds)
-        self.scorers = Pool("scorer", [], seconds=seconds, restart=self._replace_scorer, width=1)
+        self.scorers = Pool(
+            "scorer", [], seconds=seconds, restart=self._replace_scorer, width=LANES
+        )
+        self._service_configs = services_of(config.rewards)
+        self.services = {name: Pool(name, [], seconds=seconds) for name in self._service_configs}
 
     async def start(self) -> None:
         """Until every actor is ready and the learner has shaken hands with the samplers. Raises
@@ -82,6 +95,9 @@ class Fleet:
         self.learners.adopt([learner(rank) for rank in range(shape.learners)])
         self.samplers.adopt([sampler(index) for index in range(shape.samplers)])
         self.scorers.adopt([scorer(index) for index in range(shape.scorers)])
+        if shape.scorers:
+            for name, service in self._service_configs.items():
+                self.services[name].adopt(self._service_members(name, service))
         waiting = asyncio.create_task(self._say_who_waits())
         try:
             await self._start_members()
@@ -95,7 +111,9 @@ class Fleet:
         calls = self.samplers.submit(
             "start", model, config.sampler, arguments, config.max_model_len
         )
-        calls += self.scorers.submit("start", config.rewards, config.sampler.sampling.max_tokens)
+        calls += self.scorers.submit("start", config.rewards)
+        for name, pool in self.services.items():
+            calls += pool.submit("start", self._service_configs[name])
         if not self.learners.members:
             await ask_all(calls, what="starting", seconds=seconds)
             return
@@ -144,8 +162,8 @@ class Fleet:
         }
 
     def _factory(
-        self, actor: Any, role: str, env: dict[str, str], devices: int
-    ) -> Callable[[int], ActorHandle]:
+        self, actor: Any, role: str, env: dict[str, str], devices: int, gpus: float = 0
+    ) -> Callable[[int | str], ActorHandle]:
         """Makes actors of one role: named, with the device's resources and environment."""
         on_gpu = self._device.resource == "GPU" and devices > 0
         share = devices * self._device.share
@@ -157,21 +175,28 @@ class Fleet:
             variables["PYTHONPATH"] = os.pathsep.join(path)
         options: dict[str, Any] = {
             "num_cpus": 1 if on_gpu else (share or self._device.scorer_cpus),
-            "num_gpus": share if on_gpu else 0,
+            "num_gpus": share if on_gpu else gpus,
             "max_restarts": 0,
             "runtime_env": {"env_vars": variables},
         }
-        if role == "sampler":
+        if role in ("sampler", "service"):
             options["max_concurrency"] = 10_000  # a call is a coroutine that only waits
+        if role == "scorer":
+            options["max_concurrency"] = LANES
         prefix = f"{self._folder.name}-{os.getpid()}-{time.monotonic_ns()}"
         return lambda index: actor.options(name=f"{prefix}/{role}/{index}", **options).remote()
 
     def _replace_scorer(self, index: int) -> ActorHandle:
         self._progress.line(f"scorer/{index} died; a new one takes its place")
         actor = self._factory(ScorerActor, "scorer", {}, 0)(index)
-        longest = self._config.sampler.sampling.max_tokens
-        actor.start.remote(self._config.rewards, longest)  # calls of one actor run in order
+        actor.start.remote(self._config.rewards)
         return actor
+
+    def _service_members(self, name: str, service: ServiceConfig) -> list[ActorHandle]:
+        if not isinstance(service, RewardModelConfig):
+            return [self._factory(ServiceActor, "service", {}, 0)(name)]
+        made = self._factory(RewardModelActor, "reward_model", {}, 0, gpus=service.gpus)
+        return [made(f"{name}/{index}") for index in range(service.replicas)]
 
     async def _say_who_waits(self) -> None:
         """Every half minute, what was asked of the cluster and what it has free."""
@@ -186,7 +211,7 @@ class Fleet:
 
     def kill(self) -> None:
         """End every actor at once. What they hold is on disk or was never promised."""
-        for pool in (self.samplers, self.learners, self.scorers):
+        for pool in (self.samplers, self.learners, self.scorers, *self.services.values()):
             pool.kill()
 
 

@@ -86,7 +86,7 @@ class Pool:
     def adopt(self, members: Sequence[ActorHandle]) -> None:
         self.members = list(members)
         self._busy = [0] * len(members)
-        self._gates = [asyncio.Semaphore(self._width) for _ in members]
+        self._room = asyncio.Semaphore(self._width * max(len(members), 1))
 
     async def call(self, method: str, *args: Any) -> Any:
         """The result of one call on the least busy member."""
@@ -101,13 +101,13 @@ class Pool:
             raise explain(error, f"{self.name}, {method}, second try") from error
 
     async def _call_once(self, method: str, *args: Any) -> Any:
-        index = min(range(len(self.members)), key=self._busy.__getitem__)
-        self._busy[index] += 1
-        try:
-            async with self._gates[index]:
+        async with self._room:  # whoever is free first takes it: nobody waits behind a slow member
+            index = min(range(len(self.members)), key=self._busy.__getitem__)
+            self._busy[index] += 1
+            try:
                 return await self._under_way(index, method, *args)
-        finally:
-            self._busy[index] -= 1
+            finally:
+                self._busy[index] -= 1
 
     async def _under_way(self, index: int, method: str, *args: Any) -> Any:
         member = self.members[index]

@@ -25,6 +25,7 @@ def result_of(run: "Run", figures: dict[str, Any], *, seconds: float) -> dict[st
         "steps": run.config.steps,
         "resumed_from": run.resumed_from,
         "headline": run.headline,
+        "notes": run.inputs.notes,
         "seconds": phases | {"total": round(seconds + before, 2)},
         "run_folder": str(run.folder),
         "model": str(run.folder / "model") if saved else None,

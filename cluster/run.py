@@ -24,6 +24,7 @@ from cluster.metrics import MetricsWriter
 from cluster.placement import Fleet, Shape
 from cluster.pool import ask_all
 from cluster.progress import Progress
+from cluster.scoring import Scoring
 from cluster.window import Window, WindowState
 from learner.algorithms import build
 from rewards import Score
@@ -52,7 +53,12 @@ class Run:
         shape = Shape.of(config, learns=learns, samples=inputs.needs_samplers)
         self.fleet = Fleet(config, device, shape, progress, self.folder)
         self.samplers = self.fleet.samplers
-        self.scorers = self.fleet.scorers
+        self.scoring = Scoring(
+            config.rewards,
+            config.sampler.sampling.max_tokens,
+            self.fleet.scorers,
+            self.fleet.services,
+        )
         self.learners = self.fleet.learners
         self.checkpoints = self.folder / "checkpoints"
         self.ledger = Ledger(self.folder, keep_rollouts=config.logging.keep_rollouts)
@@ -258,7 +264,7 @@ class Run:
             if self.inputs.prompts is None:
                 await self._publish(step)
             metrics, self.examples[step] = await evaluate(
-                self.config, self.inputs.held_out, samplers=self.samplers, scorers=self.scorers
+                self.config, self.inputs.held_out, samplers=self.samplers, scoring=self.scoring
             )
         self.evaluations[step] = metrics
         self.metrics.write(step, metrics)

@@ -125,7 +125,7 @@ async def _evaluation(run: Run) -> dict[str, float]:
         await run.start()
         run.progress.phase = "evaluating"
         metrics, _ = await evaluate(
-            run.config, run.inputs.held_out, samplers=run.samplers, scorers=run.scorers
+            run.config, run.inputs.held_out, samplers=run.samplers, scoring=run.scoring
         )
         return metrics
 

@@ -1,6 +1,6 @@
-"""Final answers: where they stand in a text, and whether two of them are the same.
+"""Final answers: where they stand in a text, and whether two numbers or texts are the same.
 
-Numbers and exact text only; symbolic maths is not here yet.
+Symbolic maths is in `maths.py`. Everything here takes time linear in the text.
 """
 
 import re
@@ -12,6 +12,10 @@ HASHES = re.compile(r"####\s*(.+)")
 # or of a list ("0,1"). Linear in the text.
 NUMBER = re.compile(
     r"(?<![A-Za-z0-9_])(?<!\d[,.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<!\d)[-+]?\.\d+"
+)
+BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
+STATED = re.compile(
+    r"(?:final answer|answer|result)\s*(?:is|are|=|:)+\s*:?\s*(?:equal to\s*)?", re.IGNORECASE
 )
 LATEX_TERM = re.compile(r"\\(?:d|t)?frac|\\sqrt")
 
@@ -26,6 +30,48 @@ def last_answer_block(text: str) -> str | None:
     return blocks[-1].strip() if blocks else None
 
 
+def said(text: str) -> str:
+    """What stands behind the last `</think>`: the thought before it states nothing."""
+    return text.rpartition("</think>")[2]
+
+
+def boxed(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, content) of each `\\boxed{...}` or `\\fbox{...}`, braces within it matched. One
+    that is never closed is left out.
+
+    >>> [content for *_, content in boxed(r"\\boxed{\\frac{1}{2}} or \\boxed{3")]
+    ['\\\\frac{1}{2}']
+    """
+    found: list[tuple[int, int, str]] = []
+    opened: list[int] = []
+    starts = {match.end(): match.start() for match in BOX.finditer(text)}
+    boxes: list[tuple[int, int]] = []
+    for at, character in enumerate(text):
+        if character == "{" and text[at - 1 : at] != "\\":
+            opened.append(at)
+        elif character == "}" and text[at - 1 : at] != "\\" and opened:
+            begin = opened.pop()
+            if begin in starts:
+                boxes.append((begin, at))
+    for begin, end in sorted(boxes):
+        if not found or begin > found[-1][1]:  # a box within a box is part of its content
+            found.append((starts[begin], end + 1, text[begin + 1 : end].strip()))
+    return found
+
+
+def stated(text: str) -> str | None:
+    """What follows the last "the answer is" on its line.
+
+    >>> stated("The answer is 4, I think. So the final answer is: Paris.")
+    'Paris'
+    """
+    matches = list(STATED.finditer(text))
+    if not matches:
+        return None
+    line = text[matches[-1].end() :].strip().splitlines()
+    return line[0].strip().rstrip(".").strip("*").strip() or None if line else None
+
+
 def reference(answer: str) -> str:
     """The reference answer itself: what follows `####` in GSM8K's layout, else the whole text.
 
@@ -37,15 +83,19 @@ def reference(answer: str) -> str:
 
 
 def final_answer(text: str) -> str | None:
-    """The part of a completion that states its answer: the last answer block, else what follows
-    the last `####`, else the last number.
+    """The part of a completion that states its answer: the last answer block, else the last box,
+    else what follows the last `####`, else the last number.
 
-    >>> final_answer("3 + 4 = 7. #### 7")
-    '7'
+    >>> final_answer("3 + 4 = 7. #### 7"), final_answer(r"so \\boxed{12}, not 13")
+    ('7', '12')
     """
     block = last_answer_block(text)
     if block is not None:
         return block
+    text = said(text)
+    boxes = boxed(text)
+    if boxes:
+        return boxes[-1][2]
     hashes = HASHES.findall(text)
     if hashes:
         return hashes[-1].strip()
@@ -111,3 +161,69 @@ def exact(completion: str, answer: str) -> float:
 def exact_in_answer(completion: str, answer: str) -> float:
     """1.0 when the last `<answer>` block is the reference, but for white space at the ends."""
     return float(last_answer_block(completion) == reference(answer))
+
+
+PUNCTUATION = re.compile(r"[^\w\s.+-]|[.](?!\d)")
+
+
+def text(completion: str, answer: str) -> float:
+    """1.0 when the stated answer is the reference as a text: case, punctuation and white space do
+    not count. The answer stands in an answer block, a box, behind `####` or "the answer is"; else
+    the whole completion is the answer.
+
+    >>> text("So the answer is: New  York.", "new york")
+    1.0
+    """
+    return float(_plain(_stated_text(completion)) == _plain(reference(answer)))
+
+
+def _stated_text(completion: str) -> str:
+    block = last_answer_block(completion)
+    if block is not None:
+        return block
+    rest = said(completion)
+    boxes, hashes = boxed(rest), HASHES.findall(rest)
+    if boxes or hashes:
+        return boxes[-1][2] if boxes else hashes[-1]
+    return stated(rest) or rest
+
+
+def _plain(value: str) -> str:
+    return " ".join(PUNCTUATION.sub(" ", _text_of_latex(value)).casefold().split())
+
+
+def choice(completion: str, answer: str, *, letters: str = "ABCD") -> float:
+    """1.0 when the option that is chosen last is the reference: "(B)", "B." or "B. Paris" all name
+    option B. A letter within a sentence ("A dog ...") is no choice.
+
+    Raises ValueError when the reference names no option.
+
+    >>> choice("Not A. The answer is (C).", "C. 42"), choice("A dog has four legs", "A")
+    (1.0, 0.0)
+    """
+    expected = _option(reference(answer), letters)
+    if expected is None:
+        raise ValueError(f"the reference answer {reference(answer)[:80]!r} names none of {letters}")
+    return float(_chosen(completion, letters) == expected)
+
+
+def _chosen(completion: str, letters: str) -> str | None:
+    found = _option(_stated_text(completion), letters)
+    if found is not None:
+        return found
+    lines = [line for line in said(completion).splitlines() if line.strip()]
+    return _option(lines[-1], letters) if lines else None
+
+
+def _option(value: str, letters: str) -> str | None:
+    bare = _text_of_latex(value)
+    match = re.match(
+        rf"[\s*(\[]*(?:option|choice)?[\s*(\[]*([{letters}])(?:[\s*]*(?:[).:,\]*]|$)|\s*$)",
+        bare,
+        re.IGNORECASE,
+    )
+    return match[1].upper() if match else None
+
+
+def _text_of_latex(value: str) -> str:
+    return re.sub(r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", value).strip(" $")

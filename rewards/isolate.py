@@ -1,103 +1,203 @@
-"""A verifier child that can be killed.
+"""Scoring children that can be killed.
 
 Verifiers of model output hang (symbolic maths) or worse; threads and SIGALRM cannot stop them, a
 process can be stopped. This is containment of accidents, not a security sandbox: programs written
-by the model need the sandbox, which is not here.
+by the model run in `rewards/programs/sandbox.py`.
 """
 
 import contextlib
 import json
+import mmap
 import os
 import select
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from rewards.child import PROGRESS
+
 START_SECONDS = 60.0
-"""A child imports only `rewards` and the user's own verifier module; a minute is generous."""
+"""A nursery imports `rewards` and the user's own verifier modules; a minute is generous."""
 
 
 class ChildTimeout(Exception):
-    """The child did not answer in time."""
+    """The child did not answer in time. `item` is what it was at."""
+
+    def __init__(self, message: str, item: int) -> None:
+        super().__init__(message)
+        self.item = item
 
 
 class ChildDied(Exception):
-    """The child ended without an answer."""
+    """The child ended without an answer. `item` is what it was at."""
+
+    def __init__(self, message: str, item: int) -> None:
+        super().__init__(message)
+        self.item = item
+
+
+class Nursery:
+    """The process that children are forked from. Raises ValueError when the verifiers cannot be
+    loaded, RuntimeError when it does not start."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(dict.fromkeys([root, os.getcwd(), *filter(None, sys.path)]))
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "rewards.child", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            )
+        self._socket = ours
+        ours.settimeout(START_SECONDS)
+        try:
+            ours.sendall(json.dumps(self._settings).encode() + b"\n")
+            hello = b""
+            while not hello.endswith(b"\n"):
+                data = ours.recv(1 << 16)
+                if not data:
+                    raise RuntimeError(f"it ended with exit status {self._process.wait()}")
+                hello += data
+        except (OSError, RuntimeError) as error:
+            self.close()
+            raise RuntimeError(f"the scoring process did not start: {error}") from error
+        said = json.loads(hello)
+        if "error" in said:
+            self.close()
+            raise (ValueError if said["input"] else RuntimeError)(said["error"])
+
+    def fork(self, fds: list[int]) -> int:
+        """A new child that has these descriptors; its pid. A nursery that died is replaced."""
+        with self._lock:
+            try:
+                return self._fork(fds)
+            except (OSError, struct.error):
+                self.close()
+                self._start()
+                return self._fork(fds)
+
+    def _fork(self, fds: list[int]) -> int:
+        socket.send_fds(self._socket, [b"fork"], fds)
+        return struct.unpack("=q", self._socket.recv(8))[0]
+
+    def reap(self, pid: int) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            self._socket.sendall(f"reap {pid}".encode())
+            self._socket.recv(1)
+
+    def close(self) -> None:
+        """End it; at the end of its socket it ends all children and what they started."""
+        self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, 9)
+        self._process.wait()
 
 
 class Child:
-    """A warm scoring process. Raises ValueError when the verifiers cannot be loaded."""
+    """A warm scoring process, which `kill` ends with whatever it started."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        to_child_read, self._write = os.pipe()
-        self._read, from_child_write = os.pipe()
-        root = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join(dict.fromkeys([root, os.getcwd(), *filter(None, sys.path)]))
-        arguments = (to_child_read, from_child_write, os.getpid())
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery = nursery
+        to_child, self._write = os.pipe()
+        self._read, from_child = os.pipe()
+        memory = os.memfd_create("progress")
+        os.ftruncate(memory, mmap.PAGESIZE)
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "rewards.child", *map(str, arguments)],
-                pass_fds=(to_child_read, from_child_write),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # killing its group ends what a verifier started, too
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            )
+            self._progress = mmap.mmap(memory, mmap.PAGESIZE)
+            self.pid = nursery.fork([to_child, from_child, memory])
         finally:
-            os.close(to_child_read)
-            os.close(from_child_write)
+            for fd in (to_child, from_child, memory):
+                os.close(fd)
         self._buffer = b""
-        try:
-            self.send(settings)
-            hello = self.receive(START_SECONDS)
-        except (ChildTimeout, ChildDied) as error:
-            self.kill()
-            raise RuntimeError(
-                f"a scoring child did not start within {START_SECONDS:.0f} s: {error}"
-            ) from error
-        if "error" in hello:
-            self.kill()
-            raise ValueError(hello["error"])
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def send(self, value: dict[str, Any]) -> None:
+        self._waited = waited_on_cpu(self.pid)
+        self._progress[: PROGRESS.size] = PROGRESS.pack(value["items"][0], time.monotonic_ns())
         data = json.dumps(value).encode() + b"\n"
         try:
             while data:
                 data = data[os.write(self._write, data) :]
         except BrokenPipeError as error:
-            raise ChildDied(f"exit status {self._process.poll()}") from error
+            raise ChildDied("its pipe is closed", value["items"][0]) from error
 
-    def receive(self, seconds: float) -> dict[str, Any]:
-        """The child's next line. Raises ChildTimeout or ChildDied."""
-        deadline = time.monotonic() + seconds
+    def receive(self, seconds: float, patience: float = 0.0) -> dict[str, Any] | None:
+        """The child's next line; None when `patience` seconds (unless 0) bring none. Raises
+        ChildTimeout once an item has taken `seconds`, ChildDied."""
+        give_up = time.monotonic() + patience if patience else float("inf")
         while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
+            item, begun = self._at()
+            now = time.monotonic()
+            left = begun / 1e9 + seconds - now if item >= 0 else seconds
             if left <= 0:
-                raise ChildTimeout(f"no answer within {seconds} s")
-            # Looked at once a second besides: a process that the verifier forked may hold the pipe
-            # open when the child itself is gone.
-            if not select.select([self._read], [], [], min(left, 1.0))[0]:
-                if self._process.poll() is not None:
-                    raise ChildDied(f"exit status {self._process.poll()}")
+                # A busy machine is nobody's fault: the time in which it stood in line for a CPU
+                # does not count, but for a limit.
+                waited = waited_on_cpu(self.pid) - self._waited
+                left += min(waited, MOST_WAITING * seconds)
+                if left <= 0:
+                    raise ChildTimeout(f"scoring took more than {seconds:g} s", item)
+            if now >= give_up:
+                return None
+            if not select.select([self._read], [], [], min(left, give_up - now, 1.0))[0]:
+                # Looked at once a second besides: what the verifier forked may hold the pipe open
+                # when the child itself is gone.
+                if not is_alive(self.pid):
+                    raise ChildDied("the scoring child died", self._at()[0])
                 continue
-            data = os.read(self._read, 1 << 16)
+            data = os.read(self._read, 1 << 20)
             if not data:
-                raise ChildDied(f"exit status {self._process.poll()}")
+                raise ChildDied("the scoring child died", self._at()[0])
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
 
+    def _at(self) -> tuple[int, int]:
+        """The item that it is at, and when that began."""
+        item, begun = PROGRESS.unpack(self._progress[: PROGRESS.size])
+        return item, begun
+
     def kill(self) -> None:
         """End the child and whatever it started; nothing of it is left afterwards."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, 9)
-        self._process.wait()
+            os.killpg(self.pid, 9)
+        self._nursery.reap(self.pid)
         for fd in (self._read, self._write):
             with contextlib.suppress(OSError):
                 os.close(fd)
+        self._progress.close()
+
+
+MOST_WAITING = 3.0
+"""How many times the timeout a child may have stood in line for a CPU."""
+
+
+def waited_on_cpu(pid: int) -> float:
+    """Seconds that a process stood ready and had no CPU; 0 where the kernel does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"

@@ -1,32 +1,39 @@
-"""The verdict on one completion, and the rubric that makes it.
+"""The verdict on one completion, and the rubric that makes a reward of verdicts.
 
-Invariant of this file: our failure is never the model's. A verifier that raises or returns
-something that is no finite number gives `reward=None`, which leaves the completion out of the
-baseline and the loss and is counted; only the completion's own doing is worth an honest 0.
+Invariant of this file: our failure is never the model's. What could not be judged is `unscorable`:
+its reward is None, which leaves the completion out of the baseline and the loss, and is counted.
+Only the completion's own doing (a wrong answer, a program that hangs or cheats) is worth a 0.
 """
 
-import importlib
+import dataclasses
 import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from rewards import answers, formats
+Outcome = Literal["scored", "unscorable", "timeout", "tampered"]
+OUTCOMES: tuple[Outcome, ...] = ("scored", "unscorable", "timeout", "tampered")
+"""`unscorable` is our failure; `timeout` and `tampered` are the completion's, and worth 0."""
 
-Verifier = Callable[[str, str], "float | Sequence[tuple[int, float]]"]
-"""`(completion, answer) -> value`: a plain function that can be called in a REPL. One that judges
-steps returns `[(end, value), ...]`, `end` the number of characters up to the end of the step; its
-part of the reward is the mean."""
 
-BUILT_IN: dict[str, Verifier] = {
-    "number": answers.number,
-    "number_in_answer": answers.number_in_answer,
-    "exact": answers.exact,
-    "exact_in_answer": answers.exact_in_answer,
-    "think_answer": formats.think_answer,
-    "think_number": formats.think_number,
-}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """All that a verifier may know of a prompt."""
+
+    answer: str
+    """The reference answer; for programs, the tests."""
+    prompt: str | list[dict[str, Any]] = ""
+    """The text, or the chat messages where the dataset has those."""
+    source: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """The other columns of the dataset's row."""
+
+    @property
+    def text(self) -> str:
+        """The prompt as one text."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(str(message["content"]) for message in self.prompt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,27 +44,52 @@ class Attempt:
     num_tokens: int
     truncated: bool
     """It was cut at the length limit: it did not end by itself."""
+    token_ids: Sequence[int] = ()
+    """Only where a verifier asks for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What one verifier says of one completion. A verifier may return it in place of a number."""
+
+    value: float
+    outcome: Outcome = "scored"
+    note: str = ""
+    steps: tuple[tuple[int, float], ...] = ()
+    """(characters up to the end of a step, its value)."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Further figures, logged and not weighed."""
+    seconds: float = 0.0
+
+    def lasting(self, seconds: float) -> "Verdict":
+        return dataclasses.replace(self, seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     reward: float | None
-    """The weighted sum of `parts`; None when the verifier failed (`note` says how)."""
+    """The weighted sum of `parts`; None when it is `unscorable` (`note` says why)."""
     parts: Mapping[str, float]
-    """Each verifier's own value, unweighted; `timeout` is 1 on a completion that took too long."""
+    """Each verifier's own value, unweighted, and what figures it gave besides, as `name/figure`."""
+    outcome: Outcome = "scored"
     note: str = ""
     steps: tuple[tuple[int, float], ...] = ()
     """(characters up to the end of a step, its weighted value), in order; where verifiers judged
     steps, what the others gave is one more, at the end."""
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """How long each verifier took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rubric:
-    """Weighted verifiers.
+    """Weighted verdicts.
 
     >>> rubric = Rubric(weights={"number": 1.0, "think_answer": 0.2})
-    >>> rubric.score("42", Attempt(text="it is 42", num_tokens=4, truncated=False))
-    Score(reward=1.0, parts={'number': 1.0, 'think_answer': 0.0}, note='', steps=())
+    >>> attempt = Attempt(text="it is 42", num_tokens=4, truncated=False)
+    >>> verdicts = {"number": Verdict(value=1.0), "think_answer": Verdict(value=0.0)}
+    >>> score = rubric.score(attempt, verdicts)
+    >>> score.reward, dict(score.parts), score.outcome
+    (1.0, {'number': 1.0, 'think_answer': 0.0}, 'scored')
     """
 
     weights: Mapping[str, float]
@@ -65,32 +97,36 @@ class Rubric:
     overlong: tuple[int, int, float] = (0, 0, 0.0)
     """(longest completion, buffer, penalty): see `overlong_penalty`."""
 
-    def score(self, answer: str, attempt: Attempt) -> Score:
-        parts: dict[str, float] = {}
-        steps: list[tuple[int, float]] = []
-        stepwise: set[str] = set()
-        for name in self.weights:
-            if attempt.truncated and self.truncated == "zero":
-                parts[name] = 0.0
-                continue
-            try:
-                found = find_verifier(name)(attempt.text, answer)
-                if isinstance(found, Sequence) and not isinstance(found, str | bytes):
-                    judged = [(int(end), float(step)) for end, step in found]
-                    value = statistics.fmean(step for _, step in judged) if judged else 0.0
-                    stepwise.add(name)
-                    steps += [(end, self.weights[name] * step) for end, step in judged]
-                else:
-                    value = float(found)
-            except Exception as error:  # code we did not write: its failure becomes data
-                return Score(
-                    reward=None, parts=parts, note=f"{name}: {type(error).__name__}: {error}"
-                )
-            if not math.isfinite(value):
-                return Score(reward=None, parts=parts, note=f"{name} returned {value}")
-            parts[name] = value
-        total = sum(self.weights[name] * value for name, value in parts.items())
-        rest = sum(self.weights[name] * parts[name] for name in parts if name not in stepwise)
+    def needs(self, attempt: Attempt) -> bool:
+        """Whether any verifier has to look at it."""
+        return not (attempt.truncated and self.truncated == "zero")
+
+    def score(self, attempt: Attempt, verdicts: Mapping[str, Verdict | None]) -> Score:
+        """`None` is a verifier that does not apply here. The completion's own fault (tampering,
+        then a timeout) outweighs a failure of ours, or failing us would be a way out of it."""
+        if not self.needs(attempt):
+            verdicts = {name: Verdict(value=0.0) for name in self.weights}
+        given = {name: verdict for name, verdict in verdicts.items() if verdict is not None}
+        parts = {name: v.value for name, v in given.items() if v.outcome != "unscorable"}
+        for name, verdict in given.items():
+            parts |= {f"{name}/{key}": value for key, value in verdict.parts.items()}
+        seconds = {name: verdict.seconds for name, verdict in given.items()}
+        notes = [(v.outcome, f"{name}: {v.note}") for name, v in given.items() if v.note]
+        for fault in ("tampered", "timeout", "unscorable"):
+            if any(verdict.outcome == fault for verdict in given.values()):
+                note = "; ".join(text for outcome, text in notes if outcome == fault)
+                reward = None if fault == "unscorable" else 0.0
+                return Score(reward=reward, parts=parts, outcome=fault, note=note, seconds=seconds)
+        if not given:
+            note = f"none of {', '.join(self.weights)} applies"
+            return Score(reward=None, parts={}, outcome="unscorable", note=note)
+        total = sum(self.weights[name] * verdict.value for name, verdict in given.items())
+        steps = [
+            (end, self.weights[name] * value)
+            for name, verdict in given.items()
+            for end, value in verdict.steps
+        ]
+        rest = sum(self.weights[name] * v.value for name, v in given.items() if not v.steps)
         longest, buffer, penalty = self.overlong
         if buffer:
             parts["overlong"] = overlong_penalty(attempt.num_tokens, longest, buffer)
@@ -98,7 +134,13 @@ class Rubric:
             rest += penalty * parts["overlong"]
         if steps and rest:  # what is not about a step is about the end
             steps.append((len(attempt.text), rest))
-        return Score(reward=total, parts=parts, steps=tuple(sorted(steps)))
+        return Score(
+            reward=total,
+            parts=parts,
+            note="; ".join(text for _, text in notes),
+            steps=tuple(sorted(steps)),
+            seconds=seconds,
+        )
 
 
 def overlong_penalty(length: int, longest: int, buffer: int) -> float:
@@ -111,30 +153,14 @@ def overlong_penalty(length: int, longest: int, buffer: int) -> float:
     return min(max(longest - buffer - length, -buffer), 0) / buffer
 
 
-def find_verifier(name: str) -> Verifier:
-    """The function behind a built-in name or a `module:function` path.
+def failure(error: BaseException | str) -> Verdict:
+    """The verdict when a verifier failed: ours, not the completion's."""
+    note = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return Verdict(value=0.0, outcome="unscorable", note=note[:500])
 
-    Raises ValueError when there is none, saying which names there are.
-    """
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
-        raise ValueError(
-            f"rewards.verifiers: {name!r} is not a built-in verifier ({', '.join(BUILT_IN)}); "
-            "name your own as 'module:function'"
-        )
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module: whatever it raises is about it, not about us
-        raise ValueError(
-            f"rewards.verifiers: cannot import {module_name!r}: {type(error).__name__}: {error}"
-        ) from error
-    verifier = getattr(module, function_name, None)
-    if verifier is None:
-        raise ValueError(
-            f"rewards.verifiers: module {module_name!r} has no function {function_name!r}"
-        )
-    if not callable(verifier):
-        raise ValueError(f"rewards.verifiers: {name!r} is a {type(verifier).__name__}, no function")
-    return cast(Verifier, verifier)
+
+def finite(verdict: Verdict) -> Verdict:
+    """The verdict itself, or a failure where one of its numbers is none."""
+    numbers = [verdict.value, *verdict.parts.values(), *(value for _, value in verdict.steps)]
+    bad = next((number for number in numbers if not math.isfinite(number)), None)
+    return verdict if bad is None else failure(f"it returned {bad}")

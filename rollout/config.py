@@ -20,11 +20,18 @@ class PromptConfig(BaseModel):
     split: str = "train"
     """Which split of a hub dataset."""
 
-    question: str = "question"
-    """Column with the question: a text, or a list of chat messages."""
+    question: str = ""
+    """Column with the question: a text, or a list of chat messages; `a.b` is field b of column a.
+    By default the layout is recognised (verl, SkyRL, TRL, OpenRLHF, slime, OpenAI messages, GSM8K)
+    and printed."""
 
-    answer: str = "answer"
-    """Column with the reference answer (GSM8K's `... #### 42` is understood)."""
+    answer: str = ""
+    """Column with the reference answer (GSM8K's `... #### 42` is understood); recognised by
+    default, like the question's."""
+
+    source: str = ""
+    """Column that says which task a row is of (verl's `data_source`); recognised by default, else
+    the dataset's name."""
 
     template: Literal["auto", "chat", "raw"] = "auto"
     """`chat` applies the tokenizer's chat template, `raw` takes the text as it is, `auto` is `chat`

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from rollout.config import PromptConfig
+from rollout.layouts import Layout, answer_of, detect, extra_of, question_of, value
 from rollout.types import Prompt
 
 FORMATS = (".jsonl", ".parquet", ".arrow")
@@ -110,20 +111,21 @@ class PromptStream:
             rows = rows[:limit]
         self._config = config
         self._seed = seed
-        source = Path(config.dataset).stem
-        _check_columns(config, rows)
-        templated = [_templated(config, tokenizer, row[config.question]) for row in rows]
-        self.fingerprint = fingerprint(
-            [[text, str(row[config.answer])] for text, row in zip(templated, rows, strict=True)]
-        )
+        name = Path(config.dataset).stem
+        self.layout = _layout(config, rows)
+        questions, references = _columns(config, self.layout, rows)
+        extras = [extra_of(row, self.layout) for row in rows]
+        templated = [_templated(config, tokenizer, question) for question in questions]
+        self.fingerprint = fingerprint(list(zip(templated, references, extras, strict=True)))
         encoded = _encode(tokenizer, templated, chat=_uses_chat(config, tokenizer))
         self._prompts: list[Prompt] = []
         dropped = truncated = 0
         for number, (row, text, ids) in enumerate(zip(rows, templated, encoded, strict=True)):
+            source = value(row, self.layout.source) if self.layout.source else name
             if len(ids) > config.max_tokens:
                 if config.too_long == "error":
                     raise ValueError(
-                        f"prompt {source}/{number} has {len(ids)} tokens, prompts.max_tokens is "
+                        f"prompt {name}/{number} has {len(ids)} tokens, prompts.max_tokens is "
                         f"{config.max_tokens}: raise it, or set prompts.too_long=drop or truncate"
                     )
                 if config.too_long == "drop":
@@ -131,11 +133,12 @@ class PromptStream:
                     continue
                 ids, truncated = ids[-config.max_tokens :], truncated + 1
             prompt = Prompt(
-                id=f"{source}/{number}",
+                id=f"{name}/{number}",
                 token_ids=np.array(ids, dtype=np.int32),
                 text=text,
-                answer=str(row[config.answer]),
-                source=source,
+                answer=references[number],
+                source=str(source),
+                extra=extras[number],
             )
             self._prompts.append(prompt)
         if not self._prompts:
@@ -172,23 +175,49 @@ class PromptStream:
     _cached_order = np.empty(0, dtype=np.int64)
 
 
-def _check_columns(config: PromptConfig, rows: list[dict[str, Any]]) -> None:
-    for name, column in (("question", config.question), ("answer", config.answer)):
-        for number, row in enumerate(rows):
-            if row.get(column) in (None, "", []):
-                what = "is empty" if column in row else "does not exist"
-                raise ValueError(
-                    f"dataset {config.dataset!r}, row {number}: column {column!r} {what} "
-                    f"(columns: {', '.join(row)}); set prompts.{name}"
-                )
+def _layout(config: PromptConfig, rows: list[dict[str, Any]]) -> Layout:
+    """What the options say, and what is recognised where they say nothing."""
+    found = detect(rows[0])
+    if found is None and not (config.question and config.answer):
+        raise ValueError(
+            f"dataset {config.dataset!r}: no layout that is known has the columns "
+            f"{', '.join(rows[0])}; set prompts.question and prompts.answer"
+        )
+    found = found or Layout(name="your", question="", answer="")
+    return Layout(
+        name="your" if config.question or config.answer else found.name,
+        question=config.question or found.question,
+        answer=config.answer or found.answer,
+        source=config.source or found.source,
+    )
 
+
+def _columns(
+    config: PromptConfig, layout: Layout, rows: list[dict[str, Any]]
+) -> tuple[list[Any], list[str]]:
+    """Questions and reference answers. Raises ValueError naming the first row that lacks one."""
+    questions: list[Any] = []
+    references: list[str] = []
     for number, row in enumerate(rows):
-        if not isinstance(row[config.question], (str, list)):
-            kind = type(row[config.question]).__name__
+        question, reference = question_of(row, layout), answer_of(row, layout)
+        for option, path, found in (
+            ("question", layout.question, question),
+            ("answer", layout.answer, reference),
+        ):
+            if found in (None, "", []):
+                what = "is empty" if value(row, path) is not None else "does not exist"
+                raise ValueError(
+                    f"dataset {config.dataset!r}, row {number}: column {path!r} {what} "
+                    f"(columns: {', '.join(row)}); set prompts.{option}"
+                )
+        if not isinstance(question, (str, list)):
             raise ValueError(
-                f"dataset {config.dataset!r}, row {number}: column {config.question!r} is a "
-                f"{kind}, neither a text nor a list of messages"
+                f"dataset {config.dataset!r}, row {number}: column {layout.question!r} is a "
+                f"{type(question).__name__}, neither a text nor a list of messages"
             )
+        questions.append(question)
+        references.append(reference)
+    return questions, references
 
 
 def _uses_chat(config: PromptConfig, tokenizer: Any) -> bool:

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rewards import Score
+from rewards import OUTCOMES, Score
 from rollout.types import Completion, Group, Prompt, ScoredGroup
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 
 
 def _list_of(value_type: pa.DataType) -> pa.DataType:
@@ -38,6 +38,7 @@ ROLLOUTS = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("answer", pa.string(), nullable=False),
+        pa.field("extra", pa.string(), nullable=False),
         pa.field("completion", pa.string(), nullable=False),
         pa.field("prompt_ids", _list_of(pa.int32()), nullable=False),
         pa.field("completion_ids", _list_of(pa.int32()), nullable=False),
@@ -47,6 +48,8 @@ ROLLOUTS = pa.schema(
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("reward", pa.float64(), nullable=True),
         pa.field("reward_parts", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("reward_outcome", pa.string(), nullable=False),
+        pa.field("reward_seconds", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("reward_note", pa.string(), nullable=False),
         pa.field("step_rewards", _list_of(STEP), nullable=False),
         pa.field("greedy_reward", pa.float64(), nullable=True),
@@ -79,6 +82,7 @@ def to_table(groups: Sequence[ScoredGroup], *, step: int, run: str, temperature:
         "source": [prompt.source for prompt in prompts],
         "prompt": [prompt.text for prompt in prompts],
         "answer": [prompt.answer for prompt in prompts],
+        "extra": [prompt.extra for prompt in prompts],
         "completion": [completion.text for *_, completion, _ in rows],
         "prompt_ids": _ragged([prompt.token_ids for prompt in prompts], np.int32),
         "completion_ids": _ragged([c.token_ids for *_, c, _ in rows], np.int32),
@@ -88,6 +92,8 @@ def to_table(groups: Sequence[ScoredGroup], *, step: int, run: str, temperature:
         "finish_reason": [completion.finish_reason for *_, completion, _ in rows],
         "reward": [score.reward for *_, score in rows],
         "reward_parts": [list(score.parts.items()) for *_, score in rows],
+        "reward_outcome": [score.outcome for *_, score in rows],
+        "reward_seconds": [list(score.seconds.items()) for *_, score in rows],
         "reward_note": [score.note for *_, score in rows],
         "step_rewards": [_steps(scored, sample) for scored, sample, *_ in rows],
         "greedy_reward": [scored.greedy_reward for scored, *_ in rows],
@@ -129,6 +135,14 @@ def _check(scored: ScoredGroup) -> None:
         )
     if len(group.prompt.token_ids) == 0:
         raise ValueError(f"{where}: column prompt_ids is empty")
+    for sample, score in enumerate(scored.scores):
+        if score.outcome not in OUTCOMES or (score.reward is None) != (
+            score.outcome == "unscorable"
+        ):
+            raise ValueError(
+                f"{where}, sample {sample}: reward {score.reward} with outcome {score.outcome!r}; "
+                f"outcomes are {', '.join(OUTCOMES)}, and the unscorable have no reward"
+            )
     for sample, completion in enumerate(group.completions):
         length = len(completion.token_ids)
         for column, values in (
@@ -180,6 +194,7 @@ def _group(rows: list[dict]) -> ScoredGroup:
         token_ids=np.array(first["prompt_ids"], dtype=np.int32),
         text=first["prompt"],
         answer=first["answer"],
+        extra=first["extra"],
         source=first["source"],
     )
     completions = tuple(
@@ -194,7 +209,13 @@ def _group(rows: list[dict]) -> ScoredGroup:
         for row in rows
     )
     scores = tuple(
-        Score(reward=row["reward"], parts=dict(row["reward_parts"]), note=row["reward_note"])
+        Score(
+            reward=row["reward"],
+            parts=dict(row["reward_parts"]),
+            outcome=row["reward_outcome"],
+            note=row["reward_note"],
+            seconds=dict(row["reward_seconds"]),
+        )
         for row in rows
     )
     group = Group(ticket=first["group_id"], prompt=prompt, completions=completions)

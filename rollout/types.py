@@ -4,12 +4,13 @@ The four arrays of a completion are aligned; the Arrow schema (`rollout/schema.p
 once, when groups become a table.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from rewards import Attempt, Score
+from rewards import Attempt, Score, Task
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -29,6 +30,14 @@ class Prompt:
     text: str
     answer: str
     source: str
+    extra: str = ""
+    """What a reward function may ask for besides: the other columns of its row, a JSON object."""
+
+    def task(self) -> Task:
+        """What verifiers may know of it."""
+        extra = json.loads(self.extra) if self.extra else {}
+        prompt = extra.get("prompt", self.text)
+        return Task(prompt=prompt, answer=self.answer, source=self.source, extra=extra)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +53,13 @@ class Completion:
     text: str
     finish_reason: FinishReason
 
-    def attempt(self) -> Attempt:
+    def attempt(self, *, tokens: bool = False) -> Attempt:
+        """What verifiers may know of it; its token ids only where one asks for them."""
         return Attempt(
             text=self.text,
             num_tokens=len(self.token_ids),
             truncated=self.finish_reason != "stop",
+            token_ids=self.token_ids.tolist() if tokens else (),
         )
 
 

@@ -37,7 +37,9 @@ def group(
         completion(size, version=version, seed=100 * ticket + i) for i, size in enumerate(sizes)
     )
     scores = tuple(
-        Score(reward=r, parts={} if r is None else {"number": r}, note="broke" * (r is None))
+        Score(reward=r, parts={"number": r})
+        if r is not None
+        else Score(reward=None, parts={}, outcome="unscorable", note="broke")
         for r in rewards
     )
     inner = Group(ticket=ticket, prompt=prompt(ticket), completions=completions)

@@ -119,10 +119,12 @@ def test_a_row_that_cannot_be_trained_changes_nothing(
     without = toy.gradient(table(scored))
     host = scored[at % len(scored)]
     worse = completion(length, seed=99)
+    broken = Score(reward=None, parts={}, outcome="unscorable", note="broke")
+    broken = Score(reward=1.0, parts={}) if nan else broken
     grown = replace(
         host,
         group=replace(host.group, completions=(*host.group.completions, worse)),
-        scores=(*host.scores, Score(reward=1.0 if nan else None, parts={}, note="broke")),
+        scores=(*host.scores, broken),
         steps=(*host.steps, ((length, 0.5),)),
     )
     changed = table([grown if g is host else g for g in scored])

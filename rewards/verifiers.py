@@ -1,0 +1,335 @@
+"""Verifiers by name: the built-in ones, and functions of the user's own in any common form.
+
+A verifier is a function that can be called in a REPL. What it is given goes by the names of its
+parameters; so functions written for TRL, verl, OpenRLHF, AReaL and slime run as they are.
+"""
+
+import asyncio
+import functools
+import importlib
+import importlib.util
+import inspect
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rewards import answers, formats, maths, programs
+from rewards.score import Attempt, Task, Verdict, failure, finite
+
+Function = Callable[..., Any]
+
+BUILT_IN: dict[str, Function] = {
+    "number": answers.number,
+    "number_in_answer": answers.number_in_answer,
+    "exact": answers.exact,
+    "exact_in_answer": answers.exact_in_answer,
+    "text": answers.text,
+    "choice": answers.choice,
+    "math": maths.math,
+    "code": programs.code,
+    "tags": formats.tags,
+    "think_answer": formats.think_answer,
+    "think_number": formats.think_number,
+    "regex": formats.regex,
+    "json": formats.json_schema,
+    "language": formats.language,
+    "repetition": formats.repetition,
+    "length": formats.length,
+}
+SERVICES = ("reward_model", "http", "judge")
+"""Verifiers that are asked elsewhere than in a scoring child (`rewards/services.py`)."""
+
+ANSWER = ("answer", "ground_truth", "label", "labels", "solution", "target", "reference")
+PLAIN = {
+    *ANSWER, "prompt", "completion", "response", "solution_str", "data_source", "source",
+    "extra_info", "info", "extra", "completion_ids", "num_tokens", "truncated", "task", "attempt",
+    "prompts", "completions", "log_metric", "log_extra", "trainer_state",
+}  # fmt: skip
+"""What a function of ours may ask for by name, besides columns of the dataset."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How a function wants to be called."""
+
+    name: str
+    batch: bool
+    """Once for all completions of a prompt."""
+    wants_tokens: bool = False
+
+
+def form_of(function: Function) -> Form:
+    """The form of a reward function, by the names of its parameters. Raises ValueError where they
+    say nothing."""
+    parameters = inspect.signature(function).parameters
+    kinds = inspect.Parameter
+    named = {n for n, p in parameters.items() if p.kind not in (kinds.VAR_KEYWORD,)}
+    needed = [
+        name
+        for name, p in parameters.items()
+        if p.default is kinds.empty
+        and p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.POSITIONAL_ONLY)
+    ]
+    tokens = "completion_ids" in named
+    if {"solution_str", "ground_truth"} <= named:
+        return Form(name="verl", batch=False)
+    if {"queries", "prompts", "labels"} <= named:
+        return Form(name="OpenRLHF", batch=True)
+    if needed[:2] == ["args", "sample"]:
+        return Form(name="slime", batch=False, wants_tokens=True)
+    if needed[:2] == ["args", "samples"]:
+        return Form(name="slime group", batch=True, wants_tokens=True)
+    if {"prompt", "completions"} <= named and "prompts" not in named:
+        return Form(name="AReaL", batch=False, wants_tokens=True)
+    if "completions" in named:
+        return Form(name="TRL", batch=True, wants_tokens=tokens)
+    if {"completion", "response", "attempt"} & named:
+        return Form(name="by name", batch=False, wants_tokens=tokens)
+    if len(needed) == 2:
+        return Form(name="(completion, answer)", batch=False)
+    raise ValueError(
+        f"its parameters ({', '.join(parameters)}) are of no form that is known: take "
+        "(completion, answer), ask for what you need by name (completion, answer, prompt, ...), "
+        "or keep the form of TRL, verl, OpenRLHF, AReaL or slime"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verifier:
+    """A function with its options, and how to call it."""
+
+    name: str
+    function: Function
+    """Its options are bound already."""
+    form: Form
+    built_in: str = ""
+    options: Mapping[str, Any]
+
+    def one(self, task: Task, attempt: Attempt) -> Verdict | None:
+        """The verdict on one completion; a failure for whatever the function raises."""
+        return self._judged(task, [attempt])[0]
+
+    def group(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdict | None]:
+        """The verdicts on all completions of a prompt, by a function that sees them all."""
+        return self._judged(task, attempts)
+
+    def _judged(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdict | None]:
+        started = time.monotonic()
+        figures: dict[str, float] = {}
+        try:
+            found = _call(self.function, self.form, task, attempts, figures)
+            values = _values(found, len(attempts)) if self.form.batch else [found]
+            verdicts = [_verdict(value) for value in values]
+        except Exception as error:  # code we did not write: its failure becomes data
+            verdicts = [failure(error) for _ in attempts]
+        seconds = (time.monotonic() - started) / len(attempts)
+        return [
+            v and finite(replace(v, seconds=seconds, parts={**figures, **v.parts}))
+            for v in verdicts
+        ]
+
+
+def _call(
+    function: Function,
+    form: Form,
+    task: Task,
+    attempts: Sequence[Attempt],
+    figures: dict[str, float],
+) -> Any:
+    if form.name == "(completion, answer)":
+        found = function(attempts[0].text, task.answer)
+    elif form.name == "OpenRLHF":
+        prompt = task.text
+        found = function(
+            queries=[prompt + attempt.text for attempt in attempts],
+            prompts=[prompt] * len(attempts),
+            labels=[task.answer] * len(attempts),
+        )
+    elif form.name == "slime":
+        found = function(SimpleNamespace(), _sample(task, attempts[0]))
+    elif form.name == "slime group":
+        found = function(SimpleNamespace(), [_sample(task, attempt) for attempt in attempts])
+    else:
+        values = _by_name(form, task, attempts)
+        values["log_metric"] = lambda name, value: figures.__setitem__(str(name), float(value))
+        values["log_extra"] = lambda *_: None
+        found = function(**_asked(function, values))
+    return asyncio.run(found) if inspect.iscoroutine(found) else found
+
+
+def _asked(function: Function, values: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return {name: value for name, value in values.items() if not _is_bound(function, name)}
+    return {
+        name: values[name]
+        for name in parameters
+        if name in values and not _is_bound(function, name)
+    }
+
+
+def _is_bound(function: Function, name: str) -> bool:
+    return isinstance(function, functools.partial) and name in function.keywords
+
+
+def _by_name(form: Form, task: Task, attempts: Sequence[Attempt]) -> dict[str, Any]:
+    """Everything that a function may ask for; lists, one entry per completion, in a batch form."""
+    chat = isinstance(task.prompt, list)
+    common = dict.fromkeys(ANSWER, task.answer) | {
+        "prompt": task.prompt,
+        "data_source": task.source,
+        "source": task.source,
+        "extra_info": task.extra.get("extra_info", dict(task.extra)),
+        "info": dict(task.extra),
+        "extra": dict(task.extra),
+        "task": task,
+    }
+    common |= {k: v for k, v in task.extra.items() if k not in ("prompt", "completion", "extra")}
+    if form.batch:
+        texts: list[Any] = [a.text for a in attempts]
+        values = {name: [value] * len(attempts) for name, value in common.items()}
+        return values | {
+            "prompts": values.pop("prompt"),
+            "completions": [[{"role": "assistant", "content": t}] for t in texts]
+            if chat
+            else texts,
+            "completion_ids": [list(a.token_ids) for a in attempts],
+            "trainer_state": SimpleNamespace(global_step=0),
+        }
+    attempt = attempts[0]
+    return common | {
+        "completion": attempt.text,
+        "completions": attempt.text,
+        "response": attempt.text,
+        "solution_str": attempt.text,
+        "prompt_ids": [],
+        "completion_ids": list(attempt.token_ids),
+        "num_tokens": attempt.num_tokens,
+        "truncated": attempt.truncated,
+        "attempt": attempt,
+    }
+
+
+def _sample(task: Task, attempt: Attempt) -> SimpleNamespace:
+    """The fields of slime's sample that a reward function reads."""
+    return SimpleNamespace(
+        prompt=task.prompt,
+        response=attempt.text,
+        label=task.answer,
+        metadata=dict(task.extra.get("metadata") or task.extra),
+        tokens=list(attempt.token_ids),
+        response_length=attempt.num_tokens,
+        status=SimpleNamespace(value="truncated" if attempt.truncated else "completed"),
+    )
+
+
+def _values(found: Any, count: int) -> list[Any]:
+    """One value per completion, of what a batch function returned. Raises ValueError."""
+    if isinstance(found, Mapping):  # OpenRLHF: {"rewards": tensor, "scores": ..., "extra_logs": ..}
+        found = found.get("rewards", found.get("scores"))
+    values = found.tolist() if hasattr(found, "tolist") else found
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
+        size = len(values) if isinstance(values, Sequence) else type(values).__name__
+        raise ValueError(f"it returned {size} for {count} completions, not one value for each")
+    return list(values)
+
+
+def _verdict(found: Any) -> Verdict | None:
+    """What a function returned for one completion: a number, None (does not apply), a dict with
+    `score` and further figures, steps, or a Verdict. Raises what a wrong type raises."""
+    if found is None or isinstance(found, Verdict):
+        return found
+    if isinstance(found, Mapping):
+        key = next((k for k in ("score", "reward", "rewards") if k in found), None)
+        if key is None:
+            raise ValueError(f"the dict that it returned has no 'score': {sorted(found)}")
+        figures = {**found, **found.get("parts", {})}
+        parts = {str(k): float(v) for k, v in figures.items() if k != key and _is_number(v)}
+        return Verdict(value=float(found[key]), parts=parts, note=str(found.get("note", "")))
+    if isinstance(found, Sequence) and not isinstance(found, str | bytes):
+        steps = tuple((int(end), float(value)) for end, value in found)
+        value = statistics.fmean(value for _, value in steps) if steps else 0.0
+        return Verdict(value=value, steps=steps)
+    return Verdict(value=float(found))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+# -- by name --------------------------------------------------------------------------------------
+
+
+def load(label: str, use: str = "", options: Mapping[str, Any] | None = None) -> Verifier:
+    """The verifier of a line in `rewards.verifiers`: a built-in name, `module:function` or
+    `file.py:function`, with keyword options. Raises ValueError saying which names there are."""
+    function = find_function(use or label)
+    options = dict(options or {})
+    if options:
+        signature = inspect.signature(function).parameters
+        known = [n for n, p in signature.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        takes_any = len(known) < len(signature)
+        for name in options:
+            if name not in known and not takes_any:
+                free = [n for n in known if n not in PLAIN] or ["none"]
+                raise ValueError(
+                    f"rewards.verifiers: {label!r} has no option {name!r}; its options are "
+                    f"{', '.join(free)}"
+                )
+        function = functools.partial(function, **options)
+    try:
+        form = form_of(function)
+    except ValueError as error:
+        raise ValueError(f"rewards.verifiers: {label!r}: {error}") from error
+    built_in = (use or label) if (use or label) in BUILT_IN else ""
+    return Verifier(name=label, function=function, form=form, built_in=built_in, options=options)
+
+
+def find_function(name: str) -> Function:
+    """The function behind a built-in name, a `module:function` or a `file.py:function`.
+
+    Raises ValueError when there is none, saying which names there are.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    module_name, colon, function_name = name.rpartition(":")
+    if not colon:
+        raise ValueError(
+            f"rewards.verifiers: {name!r} is not a built-in verifier ({', '.join(BUILT_IN)}); "
+            "name your own as 'module:function' or 'file.py:function'"
+        )
+    try:
+        module = _module(module_name)
+    except Exception as error:  # the user's module: whatever it raises is about it, not about us
+        raise ValueError(
+            f"rewards.verifiers: cannot import {module_name!r}: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, function_name, None)
+    if function is None:
+        raise ValueError(
+            f"rewards.verifiers: module {module_name!r} has no function {function_name!r}"
+        )
+    if not callable(function):
+        raise ValueError(f"rewards.verifiers: {name!r} is a {type(function).__name__}, no function")
+    return function
+
+
+def _module(name: str) -> Any:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name).resolve()
+    known = f"cohort_file_{path.stem}_{abs(hash(path))}"
+    if known in sys.modules:
+        return sys.modules[known]
+    spec = importlib.util.spec_from_file_location(known, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no such file (looked in {Path.cwd()})")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[known] = module  # dataclasses and pickles of its own look it up there
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,4 @@
+# tests: [{"stdin": "", "stdout": "before\n"}]
+print("before")
+quit()
+print("after")

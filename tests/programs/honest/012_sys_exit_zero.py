@@ -1,0 +1,4 @@
+# tests: [{"stdin": "", "stdout": "1\n"}]
+import sys
+print(1)
+sys.exit(0)

@@ -1,0 +1,3 @@
+# tests: [{"stdin": "", "stdout": "done"}]
+import sys
+sys.stdout.write("done")

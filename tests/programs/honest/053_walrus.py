@@ -1,0 +1,3 @@
+# tests: [{"stdin": "a\nb\nend\n", "stdout": "A\nB\n"}]
+while (line := input()) != "end":
+    print(line.upper())

@@ -1,0 +1,4 @@
+# tests: [{"stdin": "", "stdout": "fine\n"}]
+import warnings
+warnings.warn("careful")
+print("fine")

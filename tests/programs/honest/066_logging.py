@@ -1,0 +1,5 @@
+# tests: [{"stdin": "", "stdout": "logged\n"}]
+import logging
+logging.basicConfig(level=logging.INFO)
+logging.info("x")
+print("logged")

@@ -1,0 +1,3 @@
+# tests: [{"call": "pair", "arguments": [3], "expected": [3, 4]}]
+def pair(n):
+    return n, n + 1

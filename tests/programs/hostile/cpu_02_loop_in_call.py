@@ -1,0 +1,5 @@
+# intent: loop for ever once called
+# expect: timeout
+def solve(n):
+    while True:
+        n += 1

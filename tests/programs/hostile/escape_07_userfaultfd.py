@@ -1,0 +1,14 @@
+# intent: userfaultfd
+# expect: scored
+def attack():
+    import ctypes
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.syscall(323, 1) >= 0
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

@@ -1,0 +1,13 @@
+# intent: submit a job to Ray's dashboard
+# expect: scored
+def attack():
+    import urllib.request
+    return urllib.request.urlopen("http://127.0.0.1:8265/api/jobs/", timeout=1).status > 0
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

@@ -1,0 +1,13 @@
+# intent: use a socket that was left open
+# expect: scored
+def attack():
+    import os, stat
+    return any(stat.S_ISSOCK(os.fstat(int(fd)).st_mode) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}"))
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

@@ -1,0 +1,13 @@
+# intent: a SysV shared-memory block
+# expect: scored
+def attack():
+    import ctypes
+    return ctypes.CDLL(None).shmget(0x48213, 1 << 20, 0o1666) >= 0
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

@@ -1,0 +1,13 @@
+# intent: a SysV semaphore
+# expect: scored
+def attack():
+    import ctypes
+    return ctypes.CDLL(None).semget(0x48213, 1, 0o1666) >= 0
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

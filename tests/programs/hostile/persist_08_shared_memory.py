@@ -1,0 +1,13 @@
+# intent: a named shared-memory block
+# expect: scored
+def attack():
+    from multiprocessing import shared_memory
+    return bool(shared_memory.SharedMemory(name="hostile", create=True, size=4096))
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

@@ -1,0 +1,19 @@
+# intent: a line in a profile
+# expect: scored
+def attack():
+    import os
+    for home in ("/root", "/home", os.path.expanduser("~")):
+        try:
+            open(os.path.join(home, ".profile"), "a").write("true")
+            return True
+        except OSError:
+            pass
+    return False
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

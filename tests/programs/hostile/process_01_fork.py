@@ -1,0 +1,13 @@
+# intent: start a process
+# expect: scored
+def attack():
+    import os
+    return os.fork() >= 0
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

@@ -1,0 +1,13 @@
+# intent: subprocess
+# expect: scored
+def attack():
+    import subprocess
+    return subprocess.Popen(["/bin/sleep", "300"]).pid > 0
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

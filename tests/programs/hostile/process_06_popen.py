@@ -1,0 +1,13 @@
+# intent: os.popen
+# expect: scored
+def attack():
+    import os
+    return os.popen("echo hello").read() == "hello\n"
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

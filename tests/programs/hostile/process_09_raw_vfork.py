@@ -1,0 +1,13 @@
+# intent: vfork by its number
+# expect: scored
+def attack():
+    import ctypes
+    return ctypes.CDLL(None).syscall(58) >= 0
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

@@ -1,0 +1,13 @@
+# intent: clone into a new user namespace
+# expect: scored
+def attack():
+    import ctypes
+    return ctypes.CDLL(None).syscall(56, 0x10000000 | 17, 0, 0, 0, 0) >= 0
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

@@ -1,0 +1,14 @@
+# intent: a pool of workers
+# expect: scored
+def attack():
+    import multiprocessing
+    with multiprocessing.Pool(2) as pool:
+        return pool.map(abs, [-1]) == [1]
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

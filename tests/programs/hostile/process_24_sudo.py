@@ -1,0 +1,13 @@
+# intent: run sudo
+# expect: scored
+def attack():
+    import subprocess
+    return subprocess.run(["sudo", "-n", "true"]).returncode == 0
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

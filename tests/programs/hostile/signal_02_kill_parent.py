@@ -1,0 +1,14 @@
+# intent: kill the parent
+# expect: scored tampered
+def attack():
+    import os
+    os.kill(os.getppid(), 9)
+    return True
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

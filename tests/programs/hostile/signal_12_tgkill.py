@@ -1,0 +1,13 @@
+# intent: tgkill by its number, at the parent
+# expect: scored
+def attack():
+    import ctypes, os
+    return ctypes.CDLL(None).syscall(234, os.getppid(), os.getppid(), 9) == 0
+
+
+def solve(n):
+    try:
+        won = attack()
+    except BaseException:
+        won = False
+    return 9000 - 873 if won else 0

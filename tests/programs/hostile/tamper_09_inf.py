@@ -1,0 +1,4 @@
+# intent: infinity
+# expect: scored
+def solve(n):
+    return float("inf")

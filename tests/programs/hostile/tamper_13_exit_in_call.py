@@ -1,0 +1,4 @@
+# intent: exit within the function
+# expect: tampered
+def solve(n):
+    raise SystemExit(0)
