@@ -1,4 +1,4 @@
-"""`python -m cluster train | eval | export | options`."""
+"""`python -m cluster train | eval | export | data | doctor | options`."""
 
 import re
 import sys
@@ -12,15 +12,24 @@ from cluster.errors import Stopped
 OVERRIDE = re.compile(r"[A-Za-z_][\w.:-]*=")
 """Ahead of the value: an option's path. A recipe's file name has no "=" in it."""
 
+UNSANDBOXED = "allow-unsandboxed-code"
+
 USAGE = """\
 python -m cluster train RECIPE.yaml [MORE.yaml ...] [a.b=1] [--c.d 2] [flags]
     --dry-run         print every option with its value and where the value came from, and stop
     --fresh           move an existing run folder aside instead of going on from it
     --replay FOLDER   train on a recorded run's tables: no samplers, bitwise the same on CPU
+    --allow-unsandboxed-code
+                      run programs of the model where no sandbox is to be had
 python -m cluster eval CHECKPOINT [a.b=1]
     evaluate a checkpoint (or any Hugging Face model folder, with eval.dataset=...)
 python -m cluster export CHECKPOINT FOLDER [--dtype bfloat16] [--shard-size 5GB]
     write the policy as a Hugging Face checkpoint
+python -m cluster data check FILE [RECIPE.yaml] [a.b=1]
+python -m cluster data preview FILE [RECIPE.yaml] [--row N] [a.b=1]
+    a dataset's layout, lengths, special tokens and answers; one row as the model will see it
+python -m cluster doctor [RECIPE.yaml]
+    versions, and which sandbox for programs this machine gives, and why
 python -m cluster options [WORD]
     every option with its default and what it does
 """
@@ -63,10 +72,12 @@ def parse(argv: Sequence[str], *, switches: set[str], with_value: set[str]) -> A
 
 
 def train(argv: Sequence[str]) -> int:
-    arguments = parse(argv, switches={"dry-run", "fresh"}, with_value={"replay"})
+    arguments = parse(argv, switches={"dry-run", "fresh", UNSANDBOXED}, with_value={"replay"})
     if not arguments.words:
         raise ValueError("train needs a recipe, for example recipes/demo.yaml")
-    loaded = configuration.load(arguments.words, arguments.overrides)
+    unsandboxed = [f"rewards.{UNSANDBOXED.replace('-', '_')}=true"]
+    overrides = arguments.overrides + unsandboxed * (UNSANDBOXED in arguments.flags)
+    loaded = configuration.load(arguments.words, overrides)
     if "dry-run" in arguments.flags:
         loaded.config.check()
         print(loaded.plan())
@@ -109,6 +120,31 @@ def export(argv: Sequence[str]) -> int:
     return 0
 
 
+def data(argv: Sequence[str]) -> int:
+    arguments = parse(argv, switches=set(), with_value={"row"})
+    verb, file, *recipes = [*arguments.words, "", ""]
+    recipes = [word for word in recipes if word]
+    if verb not in ("check", "preview") or not file:
+        raise ValueError("data needs a verb and a file: data check FILE, or data preview FILE")
+    from cluster import dataset
+
+    if verb == "check":
+        dataset.check(Path(file), recipes, arguments.overrides)
+        return 0
+    row = arguments.flags.get("row", "0")
+    if not row.isdecimal():
+        raise ValueError(f"--row is the number of a row, not {row!r}")
+    dataset.preview(Path(file), recipes, arguments.overrides, int(row))
+    return 0
+
+
+def doctor(argv: Sequence[str]) -> int:
+    arguments = parse(argv, switches=set(), with_value=set())
+    from cluster.doctor import examine
+
+    return examine(arguments.words, arguments.overrides)
+
+
 def options(argv: Sequence[str]) -> int:
     wanted = argv[0] if argv else ""
     for name, (kind, default, text) in configuration.options().items():
@@ -117,7 +153,14 @@ def options(argv: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = {"train": train, "eval": evaluate, "export": export, "options": options}
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "export": export,
+    "data": data,
+    "doctor": doctor,
+    "options": options,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -83,12 +83,14 @@ def _limit(memory_gib: float) -> None:
 
 def _warm(verifiers: list[Verifier]) -> None:
     """What the first completion would otherwise wait for, done before any fork."""
-    from rewards import maths
+    from rewards import formats, maths
     from rewards.programs.sandbox import best_tier
 
     for verifier in verifiers:
         if verifier.built_in == "math":
             maths.warm()
+        if verifier.built_in == "language":
+            formats.identifier()
         if verifier.built_in == "code":
             best_tier(allow_unsandboxed=bool(verifier.options.get("allow_unsandboxed")))
 

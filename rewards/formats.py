@@ -132,9 +132,9 @@ def language(completion: str, answer: str, *, language: str = "en") -> float:
 
     Raises ValueError for a language that py3langid does not know.
     """
-    identifier = _identifier()
-    if language not in identifier.labels:
-        raise ValueError(f"language={language!r} is none of {', '.join(identifier.labels)}")
+    known = identifier()
+    if language not in known.labels:
+        raise ValueError(f"language={language!r} is none of {', '.join(known.labels)}")
     total = right = 0
     for sentence in re.split(r"[.!?\u3002\uff01\uff1f\n]+", CODE.sub(" ", completion)):
         words = [word for word in WORD.findall(sentence) if not word.isascii() or word.isalpha()]
@@ -144,14 +144,18 @@ def language(completion: str, answer: str, *, language: str = "en") -> float:
         if size < SHORTEST_SENTENCE:
             continue
         total += size
-        right += size * (identifier.classify(" ".join(words))[0] == language)
+        right += size * (known.classify(" ".join(words))[0] == language)
     return right / total if total else 1.0
 
 
 @functools.cache
-def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
+def identifier() -> Any:
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError as error:
+        raise ValueError(
+            "verifier language needs the extra: pip install cohort[language]"
+        ) from error
     return LanguageIdentifier.from_model_file(MODEL_FILE)
 
 

@@ -18,7 +18,7 @@ from rewards.programs.suite import Test, stdin, suite_of
 HEADER = "# tests:"
 
 
-def tests_of(path: Path) -> list[Test]:
+def suite_for(path: Path) -> list[Test]:
     """The tests of a program; none where nothing names any. Raises ValueError."""
     own, shared = path.with_suffix(".json"), path.parent / "tests.json"
     if own.is_file():
@@ -31,7 +31,7 @@ def tests_of(path: Path) -> list[Test]:
 
 def run(path: Path, tier: Tier, limits: Limits, packages: tuple[str, ...], seconds: float) -> dict:
     """The line of one program."""
-    tests = tests_of(path)
+    tests = suite_for(path)
     program = path.read_text(encoding="utf-8", errors="surrogateescape")
     no_tests = [stdin("", "")]
     no_tests[0] = Test(request=no_tests[0].request, accepts=lambda _: True, label="no tests")

@@ -31,6 +31,7 @@ START_SECONDS = 20.0
 GRACE_SECONDS = 0.5
 """Beyond a program's deadline, for the runner to end it and say so."""
 HERE = Path(__file__).resolve().parent
+PREFIX = "cohort-program-"
 RUNNER = HERE / "runner.py"
 PYTHON = os.path.realpath(Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}")
 RUN = ("-I", "-S", "-X", "utf8")
@@ -107,6 +108,7 @@ def why_not(tier: Tier) -> str:
         if abi < confine.LANDLOCK_MINIMUM:
             found = f"ABI {abi}" if abi else "none"
             return f"the kernel's Landlock is {found}, ABI {confine.LANDLOCK_MINIMUM} is needed"
+        sweep()
     try:
         with Sandbox("print(6 * 7)", tier=tier) as sandbox:
             ended = sandbox.run({"stdin": ""})
@@ -115,6 +117,14 @@ def why_not(tier: Tier) -> str:
     if ended.stdout != b"42\n":
         return f"a first program did not run (status {ended.status}): {ended.stderr[-300:]}"
     return ""
+
+
+def sweep() -> None:
+    """Remove the scratch folders of processes that died before they could."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if owner.isdecimal() and not os.path.exists(f"/proc/{owner}"):
+            confine.remove(str(folder))
 
 
 def best_tier(*, allow_unsandboxed: bool = False) -> Tier:
@@ -146,7 +156,9 @@ class Sandbox:
         self.tier: Tier = tier
         self._limits = limits
         folders = [folder for name in packages for folder in package_folders(name)]
-        self._scratch = "" if tier == "bubblewrap" else tempfile.mkdtemp(prefix="cohort-program-")
+        self._scratch = (
+            "" if tier == "bubblewrap" else tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")
+        )
         self._buffer = b""
         self._process = subprocess.Popen(
             _bubblewrapped(limits, folders)

@@ -11,4 +11,4 @@ def solve(n):
         won = attack()
     except BaseException:
         won = False
-    return 9000 - 873 if won else 0
+    return 90000000 - 8726355 if won else 0

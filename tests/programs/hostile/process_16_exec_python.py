@@ -2,7 +2,7 @@
 # expect: scored
 def attack():
     import os, sys
-    os.execv(sys.executable or "/usr/bin/python3", ["python3", "-c", "print(8127)"])
+    os.execv(sys.executable or "/usr/bin/python3", ["python3", "-c", "print(81273645)"])
 
 
 def solve(n):
@@ -10,4 +10,4 @@ def solve(n):
         won = attack()
     except BaseException:
         won = False
-    return 9000 - 873 if won else 0
+    return 90000000 - 8726355 if won else 0

@@ -5,7 +5,7 @@ class Yes:
         return True
 
     def __hash__(self):
-        return hash(8127)
+        return hash(81273645)
 
     def __index__(self):
         return 0

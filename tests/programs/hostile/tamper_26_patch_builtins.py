@@ -2,7 +2,7 @@
 # expect: scored
 import builtins
 builtins.isinstance = lambda *a: True
-builtins.repr = lambda *a: "8127"
+builtins.repr = lambda *a: "81273645"
 builtins.hex = lambda *a: "0x0"
 
 

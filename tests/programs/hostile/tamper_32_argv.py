@@ -2,7 +2,7 @@
 # expect: scored
 def attack():
     import os, sys
-    return str(9000 - 873) in repr(sys.argv) + repr(dict(os.environ)) + open("/proc/self/cmdline").read()
+    return str(90000000 - 8726355) in repr(sys.argv) + repr(dict(os.environ)) + open("/proc/self/cmdline").read()
 
 
 def solve(n):
@@ -10,4 +10,4 @@ def solve(n):
         won = attack()
     except BaseException:
         won = False
-    return 9000 - 873 if won else 0
+    return 90000000 - 8726355 if won else 0

@@ -1,4 +1,4 @@
 # intent: return a generator
 # expect: scored
 def solve(n):
-    return (x for x in [8127])
+    return (x for x in [81273645])
