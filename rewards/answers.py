@@ -6,7 +6,7 @@ Symbolic maths is in `maths.py`. Everything here takes time linear in the text.
 import re
 from decimal import Decimal, InvalidOperation
 
-ANSWER_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+OPEN, CLOSE = "<answer>", "</answer>"
 HASHES = re.compile(r"####\s*(.+)")
 # A sign, digits with or without thousands commas, a fraction part; not the tail of a word ("AB2")
 # or of a list ("0,1"). Linear in the text.
@@ -26,8 +26,13 @@ def last_answer_block(text: str) -> str | None:
     >>> last_answer_block("<answer>3</answer> no: <answer> 4 </answer>")
     '4'
     """
-    blocks = ANSWER_BLOCK.findall(text)
-    return blocks[-1].strip() if blocks else None
+    end = len(text)
+    while (end := text.rfind(CLOSE, 0, end)) >= 0:
+        before = text.rfind(CLOSE, 0, end) + 1  # 0 where there is none
+        start = text.find(OPEN, before, end)
+        if start >= 0:
+            return text[start + len(OPEN) : end].strip()
+    return None
 
 
 def said(text: str) -> str:
@@ -218,7 +223,8 @@ def _chosen(completion: str, letters: str) -> str | None:
 def _option(value: str, letters: str) -> str | None:
     bare = _text_of_latex(value)
     match = re.match(
-        rf"[\s*(\[]*(?:option|choice)?[\s*(\[]*([{letters}])(?:[\s*]*(?:[).:,\]*]|$)|\s*$)",
+        rf"[\s*(\[]{{0,8}}(?:option|choice)?[\s*(\[]{{0,8}}([{letters}])"
+        r"(?:[\s*]{0,8}(?:[).:,\]*]|$)|\s*$)",
         bare,
         re.IGNORECASE,
     )

@@ -22,7 +22,7 @@ FINALLY = re.compile(r"final answer is\s*:?", re.IGNORECASE)
 DIGITS = re.compile(r"[-+]?\s*[\d.,]+\s*%?")
 BRACKETED = re.compile(r"\[([^\[\],]{1,60})\][\s.$]*$")
 DECIMALS = re.compile(r"\d*\.(\d{4,})")
-MATHS = re.compile(r"\$|\\\(|\\\[|\\boxed|\\begin|\\fbox")
+MATHS = re.compile(r"\$|\\\(|\\\[|\\boxed|\\begin\{(?:align|equation|gather)|\\fbox")
 
 
 def math(completion: str, answer: str) -> float:
