@@ -60,6 +60,8 @@ class JudgeConfig(EndpointConfig):
     """The best score; the value of the verifier is the score divided by it."""
     max_tokens: int = Field(default=512, ge=1)
     temperature: float = Field(default=0.0, ge=0)
+    extra: dict[str, Any] = {}
+    """Further fields of the request, like vLLM's `structured_outputs`."""
 
 
 class Unanswered(Exception):
@@ -216,6 +218,7 @@ class Judge:
             "messages": [{"role": "user", "content": text}],
             "max_tokens": config.max_tokens,
             "temperature": config.temperature,
+            **config.extra,
         }
         try:
             answer = await self._endpoint.post(f"{config.url.rstrip('/')}/chat/completions", body)
