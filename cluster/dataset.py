@@ -21,6 +21,8 @@ from rollout.prompts import PromptStream
 BARS = 10
 SCORED_ROWS = 200
 WIDTH = 40
+SAID = "Zq7x"
+"""An answer that no template has in its own text."""
 
 
 def settings(file: Path, recipes: Sequence[str], overrides: Sequence[str]) -> RunConfig:
@@ -150,9 +152,9 @@ def _warnings(
     if eos is None:
         yield "the tokenizer has no EOS token: completions end at max_tokens only"
     if tokenizer.chat_template and config.prompts.template != "raw":
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": SAID}]
         whole = tokenizer.apply_chat_template(messages, tokenize=False)
-        closing = tokenizer(whole.rpartition("!")[2], add_special_tokens=False)["input_ids"]
+        closing = tokenizer(whole.rpartition(SAID)[2], add_special_tokens=False)["input_ids"]
         stops = {eos, *config.sampler.sampling.stop_token_ids}
         if closing and not stops & set(closing):
             shown = marked(tokenizer, closing)

@@ -147,13 +147,36 @@ class Engine:
         self._ds.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """Raises RuntimeError when the shards are not there for this rank and stage."""
+        """Raises RuntimeError when the shards are not there for this rank and stage, ValueError
+        when one of them would run code: DeepSpeed unpickles whatever it finds."""
+        for shard in sorted((folder / TAG).glob("*.pt")):
+            _check_shard(shard)
         path, _ = self._ds.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RuntimeError(
                 f"{folder} holds no learner state for {self._placement.ranks} ranks at ZeRO stage "
                 f"{self.stage}: resume with the ranks and stage of the run that saved it"
             )
+
+
+SHARD_TYPES = {
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
+"""What DeepSpeed writes into its shards besides tensors and plain values."""
+
+
+def _check_shard(path: Path) -> None:
+    """Look at the types in a pickle without loading it."""
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception as error:  # whatever torch makes of a file that is none of its own
+        raise ValueError(f"{path} is no file of torch's: {error}") from error
+    foreign = sorted(set(found) - SHARD_TYPES)
+    if foreign:
+        raise ValueError(f"{path} holds {', '.join(foreign)}, which no run of ours writes")
 
 
 def shard_frozen(module: torch.nn.Module) -> Any:

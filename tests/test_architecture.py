@@ -117,4 +117,6 @@ def test_nothing_outside_is_unpickled_or_evaluated():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and forbidden.fullmatch(ast.unparse(node.func))
     ]
+    # The one place that runs what the model wrote, behind everything that a sandbox takes away.
+    wrong = [each for each in wrong if not each.startswith("rewards/programs/runner.py")]
     assert not wrong, wrong

@@ -110,7 +110,7 @@ def test_rules_between_fields(overrides: list[str], says: str):
 
 def test_open_tables_take_keys_of_the_users_own():
     config = load([], ["rewards.verifiers.number=0.5", "sampler.engine.seed=4"]).config
-    assert config.rewards.verifiers == {"number": 0.5}
+    assert config.rewards.weights == {"number": 0.5}
     assert config.sampler.engine == {"seed": 4}
 
 

@@ -4,10 +4,15 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import cohort, jsonl, metrics, processes_of, small_recipe, start, wait_until
+from web import Service, make_reward_model
+
+from rollout.schema import read_table
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
@@ -262,6 +267,95 @@ def test_the_users_own_verifier_and_a_dataset_that_changes(tiny: Path, tmp_path:
     Path(data).write_text("".join(rows[1:] + rows[:1]))
     output = cohort("train", *arguments, "steps=2", expect=2, PYTHONPATH=str(tmp_path))
     assert "have changed since its last checkpoint" in output
+
+
+REWARDS = """
+import time, zlib
+
+def kind(text):
+    return zlib.crc32(text.encode()) % 8
+
+def moody(completion, answer):
+    if kind(completion) == 0:
+        time.sleep(60)
+    if kind(completion) == 1:
+        raise RuntimeError("no idea")
+    return 1.0
+
+def trl(prompts, completions, **columns):
+    return [len(set(completions)) / len(completions)] * len(completions)
+"""
+
+
+def test_every_kind_of_reward_in_one_run(tiny: Path, tmp_path: Path):
+    """Functions, one of another system, a reward model, a service; all four outcomes' facts in the
+    rows, and what failed is left out, not a zero."""
+    (tmp_path / "my_rewards.py").write_text(REWARDS)
+    functions: dict[str, Any] = {}
+    exec(REWARDS, functions)
+    service = Service()
+    service.respond = lambda asked: {"rewards": [0.5] * len(asked["completions"])}
+    verifiers = {
+        "number": 1.0,
+        f"{tmp_path}/my_rewards.py:moody": 0.5,
+        f"{tmp_path}/my_rewards.py:trl": {"weight": 0.25},
+        "shape": {"use": "tags", "tags": ["think", "answer"], "weight": 0.1},
+        "quality": {
+            "use": "reward_model",
+            "path": str(make_reward_model(tiny / "model", tmp_path / "rm")),
+            "weight": 0.01,
+        },
+        "remote": {"use": "http", "url": service.url, "weight": 0.5},
+    }
+    recipe = small_recipe(
+        tmp_path,
+        tiny,
+        name="rewards",
+        steps="2",
+        **{"eval.dataset": "", "rewards.timeout": "1", "rewards.max_unscorable": "1"},
+    )
+    try:
+        output = cohort("train", *recipe, f"rewards.verifiers={json.dumps(verifiers)}")
+    finally:
+        service.close()
+    assert "my_rewards.py:trl: TRL form, once for all completions of a prompt" in output
+    folder = tmp_path / "outputs" / "rewards"
+    tables = [read_table(path) for path in sorted((folder / "rollouts").glob("*.arrow"))]
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert len(rows) == 32
+    outcome = {0: "timeout", 1: "unscorable"}
+    for row in rows:
+        expected = outcome.get(functions["kind"](row["completion"]), "scored")
+        assert row["reward_outcome"] == expected, row["reward_note"]
+        assert (row["reward"] is None) == (expected == "unscorable")
+        parts = dict(row["reward_parts"])
+        assert parts["remote"] == 0.5 and abs(parts["quality"]) > 0
+        if expected == "timeout":
+            assert row["reward"] == 0.0 and "took more than 1 s" in row["reward_note"]
+        if expected == "scored":
+            weights = {
+                name: v if isinstance(v, float) else v["weight"] for name, v in verifiers.items()
+            }
+            total = sum(weights[name] * parts[name] for name in weights)
+            assert row["reward"] == pytest.approx(total)
+            assert set(dict(row["reward_seconds"])) == set(verifiers)
+    logged = metrics(folder)
+    counts = Counter(row["reward_outcome"] for row in rows)
+    assert counts["scored"] and counts["timeout"] + counts["unscorable"]
+    for name, each in (("timeouts", "timeout"), ("verifier_errors", "unscorable")):
+        assert sum(row[f"reward/{name}"] for row in logged) == counts[each]
+    assert all(row["reward/remote/seconds"] > 0 for row in logged)
+
+
+def test_a_run_whose_verifier_always_fails_stops_and_says_why(tiny: Path, tmp_path: Path):
+    (tmp_path / "broken.py").write_text(
+        "def judge(completion, answer):\n    raise KeyError('gold')\n"
+    )
+    recipe = small_recipe(tmp_path, tiny, name="broken", **{"eval.dataset": ""})
+    verifiers = f"rewards.verifiers={{{tmp_path}/broken.py:judge: 1.0}}"
+    output = cohort("train", *recipe, verifiers, expect=1)
+    assert "16 of 16 completions could not be scored" in output
+    assert "KeyError: 'gold'" in output
 
 
 def test_the_package_leaves_no_weight_files():

@@ -1,22 +1,20 @@
 """Rewards over HTTP, and learned ones: deadlines, retries, what is never read."""
 
 import asyncio
-import json
 import os
 import pickle
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engines import ENV
 from ranks import free_port
+from web import Service, make_reward_model
 
 from rewards import Attempt, Task, Verdict
 from rewards.services import Http, HttpConfig, Judge, JudgeConfig
@@ -28,47 +26,6 @@ FAST: dict[str, Any] = {"backoff": 0.01, "timeout": 3.0}
 
 def attempts(*texts: str) -> list[Attempt]:
     return [Attempt(text=t, num_tokens=1, truncated=False) for t in texts]
-
-
-class Service:
-    """Answers as it is told, in turn; the last answer stays. Remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.answers: list[tuple[int, Any, dict[str, str], float]] = []
-        self.asked: list[Any] = []
-        self.headers: list[dict[str, str]] = []
-        service = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                service.asked.append(json.loads(body))
-                service.headers.append(dict(self.headers))
-                answers = service.answers
-                status, said, headers, wait = answers.pop(0) if len(answers) > 1 else answers[0]
-                time.sleep(wait)
-                data = said if isinstance(said, bytes) else json.dumps(said).encode()
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(data))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/score"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def says(self, said: Any, status: int = 200, wait: float = 0.0, **headers: str) -> None:
-        self.answers.append(
-            (status, said, {k.replace("_", "-"): v for k, v in headers.items()}, wait)
-        )
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture
@@ -269,18 +226,7 @@ def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reward_model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
-
-    folder = tmp_path_factory.mktemp("reward_model")
-    torch.manual_seed(5)
-    config = Qwen2Config(
-        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, num_labels=1, initializer_range=0.3,
-    )  # fmt: skip
-    Qwen2ForSequenceClassification(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny / "model").save_pretrained(folder)
-    return folder
+    return make_reward_model(tiny / "model", tmp_path_factory.mktemp("reward_model"))
 
 
 def test_a_reward_model_gives_what_its_model_gives(reward_model: Path):
