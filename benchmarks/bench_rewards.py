@@ -78,6 +78,7 @@ class Bench:
             {"verifiers": {"timed_verifier:verify": 1.0}, "timeout": TIMEOUT}
         )
         ray.get(actor.start.remote(config))
+        self._runner = asyncio.Runner()
         self._pool = Pool("scorer", [actor], seconds=600, width=LANES)
         self.groups(1e-3, 4)  # warm
 
@@ -101,7 +102,7 @@ class Bench:
             await asyncio.gather(*(self._pool.call("verdicts", task, group) for group in groups))
 
         started = time.perf_counter()
-        asyncio.run(score())
+        self._runner.run(score())
         return time.perf_counter() - started
 
 

@@ -98,3 +98,69 @@ def test_a_dead_member_is_replaced_where_that_is_allowed():
         robust.kill()
 
     asyncio.run(scenario())
+
+
+# -- the pool that scores -------------------------------------------------------------------------
+
+PROGRAMS = {
+    "right": "def f(x):\n    return x + 1",
+    "wrong": "def f(x):\n    return x",
+    "endless": "def f(x):\n    while True:\n        pass",
+    "cheating": "import os\ndef f(x):\n    os._exit(0)",
+}
+
+
+def test_real_scorers_run_programs_and_a_hang_blocks_no_other_group():
+    from cluster.actors import ScorerActor
+    from rewards import Attempt, RewardConfig, Rubric, Task
+    from rewards.scorer import LANES
+
+    config = RewardConfig.model_validate(
+        {"verifiers": {"code": {"seconds": 2.0, "total_seconds": 2.0}}, "timeout": 5.0}
+    )
+    task = Task(answer='[{"call": "f", "arguments": [1], "expected": 2}]')
+    rubric = Rubric(weights=config.weights)
+
+    def attempts(*names: str) -> list[Attempt]:
+        return [Attempt(text=PROGRAMS[n], num_tokens=1, truncated=False) for n in names]
+
+    async def scenario() -> None:
+        actors = [ScorerActor.options(num_cpus=0, max_concurrency=LANES).remote() for _ in "ab"]
+        pool = Pool("scorer", actors, seconds=60, width=LANES)
+        await pool.all("start", config)
+        started = time.monotonic()
+        stuck = [
+            asyncio.create_task(pool.call("verdicts", task, attempts("endless"))) for _ in "abcd"
+        ]
+        await asyncio.sleep(0.5)
+        tried = attempts("right", "wrong", "cheating")
+        verdicts = await pool.call("verdicts", task, tried)
+        assert time.monotonic() - started < 2.0, "it did not wait for those that hang"
+        found = [rubric.score(a, v) for a, v in zip(tried, verdicts, strict=True)]
+        assert [(s.outcome, s.reward) for s in found] == [
+            ("scored", 1.0),
+            ("scored", 0.0),
+            ("tampered", 0.0),
+        ]
+        for task_ in stuck:
+            [[verdict]] = [list(v.values()) for v in await task_]
+            assert verdict.outcome == "timeout"
+        assert time.monotonic() - started < 10.0
+        pool.kill()
+
+    asyncio.run(scenario())
+
+
+def test_whoever_is_free_first_takes_the_next_call():
+    async def scenario() -> None:
+        pool = Pool("worker", [Worker.remote(), Worker.remote()], seconds=60, width=1)
+        await asyncio.gather(*(pool.call("work", 0.0) for _ in range(2)))
+        slow = asyncio.create_task(pool.call("work", 4.0))
+        await asyncio.sleep(0.1)
+        started = time.monotonic()
+        await asyncio.gather(*(pool.call("work", 0.1) for _ in range(6)))
+        assert time.monotonic() - started < 3.0, "none of them stood in line behind the slow one"
+        await slow
+        pool.kill()
+
+    asyncio.run(scenario())

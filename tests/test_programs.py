@@ -252,7 +252,7 @@ def without_sandboxes() -> None:
         code += [(confine.EQUAL, 0, 1, number), (confine.RETURN, 0, 0, confine.ERRNO | 38)]
     code += [
         (confine.EQUAL, 0, 4, confine.CLONE[column]),
-        (confine.LOAD, 0, 0, confine.FIRST_ARGUMENT),
+        (confine.LOAD, 0, 0, confine.ARGUMENTS[0]),
         (confine.ANY_BIT, 0, 1, 0x7E020000),  # CLONE_NEW*
         (confine.RETURN, 0, 0, confine.ERRNO | 1),
         (confine.RETURN, 0, 0, confine.ALLOW),
@@ -450,3 +450,181 @@ def test_a_frame_is_exactly_what_the_harness_writes():
         with pytest.raises((ValueError, TypeError)):
             decode(bad)
     assert issubclass(Malformed, Exception)
+
+
+# -- without root ---------------------------------------------------------------------------------
+
+
+def as_nobody(*arguments: str) -> list[dict]:
+    """Lines of the command, run by an ordinary user with the system's interpreter."""
+    python = f"/usr/bin/python3.{sys.version_info.minor}"
+    if os.geteuid() != 0 or not os.path.exists(python):
+        pytest.skip(f"needs root, to become somebody else, and {python}, which anybody can read")
+    path = os.pathsep.join([str(ROOT), *(p for p in sys.path if p.endswith("site-packages"))])
+    done = subprocess.run(
+        ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", python,
+         "-m", "rewards.programs", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    if done.returncode or "no " in done.stderr:
+        pytest.skip(f"an ordinary user gets no sandbox here: {done.stderr[-300:]}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_an_ordinary_user_is_protected_as_well(tier: Tier, outside: Outside, tmp_path: Path):
+    """Without a uid of its own for the candidate: what needs no deadline, and honest programs."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "tests.json").write_text((HOSTILE[0].parent / "tests.json").read_text())
+    chosen = [p for p in HOSTILE if "timeout" not in expected_of(p)]
+    assert len(chosen) > 120
+    for path in chosen:
+        (tmp_path / path.name).write_text(path.read_text())
+    os.chmod(tmp_path.parent, 0o755)
+    os.chmod(tmp_path.parent.parent, 0o755)
+    lines = as_nobody(str(tmp_path), "--tier", tier, "--seconds", "2")
+    wrong = [
+        line for line in lines
+        if line["reward"] or line["outcome"] not in expected_of(tmp_path / line["program"])
+    ]  # fmt: skip
+    assert not wrong, wrong
+    assert not outside.harmed()
+    honest = as_nobody(str(HONEST[0].parent), "--tier", tier)
+    failed = [line for line in honest if line["reward"] != 1.0]
+    assert len(honest) == 100 and not failed, failed
+    assert not survivors()
+
+
+# -- found by trying ------------------------------------------------------------------------------
+
+ATTACKS = {
+    "fill the disk through unlinked files held by mappings": """
+import mmap, os
+keep = []
+while True:
+    fd = os.open("x", os.O_CREAT | os.O_RDWR)
+    os.unlink("x")
+    try:
+        os.posix_fallocate(fd, 0, 64 << 20)
+    except OSError:
+        os.write(fd, bytes(8 << 20))
+    keep.append(mmap.mmap(fd, 4096))
+    os.close(fd)
+""",
+    "make files while output trickles": """
+import os, threading, time
+def trickle():
+    while True:
+        os.write(2, b".")
+        time.sleep(0.002)
+threading.Thread(target=trickle, daemon=True).start()
+for i in range(10 ** 7):
+    open(f"f{i}", "w").close()
+""",
+    "signal others by fcntl": """
+import fcntl, os
+r, w = os.pipe()
+fcntl.fcntl(r, 8, os.getppid())
+fcntl.fcntl(r, 10, 9)
+WON = True
+""",
+    "outlive the parent": """
+import ctypes
+WON = ctypes.CDLL(None).prctl(1, 0, 0, 0, 0) == 0
+""",
+    "leave the session": "import os\nos.setsid()\nWON = True",
+    "send datagrams through a socket pair": """
+import socket
+a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+a.sendto(b"hit", "\\0cohort_canary")
+WON = True
+""",
+    "change a semaphore": """
+import ctypes, struct
+WON = ctypes.CDLL(None, use_errno=True).syscall(220, 0, struct.pack("Hhh", 0, 1, 2048), 1, None) == 0
+""",
+    "limit others": "import os, resource\nresource.prlimit(os.getppid(), 7, (3, 3))\nWON = True",
+    "slow others": "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)\nWON = True",
+    "grow its input": """
+import os
+fd = os.open("/proc/self/fd/0", os.O_RDWR)
+os.write(fd, bytes(1 << 20))
+WON = True
+""",
+    "a result whose keys all collide": """
+import os
+items = b", ".join(b'["int", "%s"]' % hex(k * (2 ** 61 - 1)).encode() for k in range(1, 60000))
+os.write(3, b'{"value": ["set", [' + items + b']]}\\n')
+os._exit(0)
+""",
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_that_once_worked(name: str, tier: Tier, outside: Outside):
+    program = f"WON = False\n{ATTACKS[name]}\ndef solve(n):\n    return 41 + WON\n"
+    tests = suite_of('[{"call": "solve", "arguments": [1], "expected": 42}]')
+    report = grade(program, tests, tier=tier, limits=Limits(seconds=1.0), seconds=2.0)
+    assert report.passed == 0, report
+    assert report.seconds < 2.0, report
+    assert not outside.harmed() and not leftovers()
+
+
+@pytest.mark.parametrize(
+    ("tests", "program", "passed"),
+    [
+        ('["def test_add():\\n    assert add(1, 2) == 3"]', "pass", False),
+        ('["def test_add():\\n    assert add(1, 2) == 3"]', "def add(a, b):\n    return a + b", True),
+        ('["s = S()\\nassert s.up() == 1\\nassert s.up() == 2"]',
+         "class S:\n    n = 0\n    def up(self):\n        self.n += 1\n        return self.n", True),
+        ('["assert (r := f(3)) == 9\\nassert r > 5"]', "def f(x):\n    return x * x", True),
+        ('["f()\\nassert n == 1"]', "n = 0\ndef f():\n    global n\n    n += 1", True),
+        ('["assert f() == 0.5"]', "from fractions import Fraction\ndef f():\n    return Fraction(1, 2)",
+         True),
+        ('["assert f() == {\'a\'}"]', "def f():\n    return {'a': 1}.keys()", True),
+        ('{"inputs": [[5]], "outputs": [[5]], "fn_name": "f"}', "def f(x):\n    return [x]", True),
+        ('["assert f(1) == 2"]',
+         "def f(x):\n    return x + 1\nif __name__ == '__main__':\n    f(int(input()))", True),
+        ('[{"stdin": "", "stdout": "0001"}]', "print(1)", False),
+        ('[{"stdin": "", "stdout": "1E2"}]', "print(100)", False),
+        ('[{"stdin": "", "stdout": " *\\n***"}]', "print('*')\nprint('***')", False),
+        ('[{"stdin": "", "stdout": "2"}]',
+         "Here:\n```python\nprint(2)\n```\nIt prints\n```\n3\n```", True),
+    ],
+)  # fmt: skip
+def test_tests_mean_what_they_say(tests: str, program: str, passed: bool):
+    assert (code(program, tests).value == 1.0) is passed
+
+
+def test_tests_that_nobody_would_call_are_refused():
+    for text in (
+        "async def test_f():\n    assert f() == 1",
+        "class T:\n    def test(self):\n        assert f()",
+    ):
+        with pytest.raises(ValueError, match="would never be called"):
+            suite_of(text)
+    assert [t.weak for t in suite_of('["assert all(f(a) == b for a, b in [(1, 2)])"]')] == [True]
+
+
+def test_a_candidate_dies_with_a_killed_controller(tmp_path: Path):
+    """Also one that tried to get away, in the tier without a pid namespace."""
+    if why_not("landlock"):
+        pytest.skip("no landlock sandbox here")
+    (tmp_path / "p.py").write_text(
+        "import ctypes, os, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\n"
+        "try:\n    os.setsid()\nexcept OSError:\n    pass\ntime.sleep(302)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rewards.programs", str(tmp_path), "--tier", "landlock",
+         "--seconds", "60", "--total-seconds", "60"], cwd=ROOT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 10
+    while len(survivors()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(survivors()) == 2, "the runner and its candidate"
+    process.kill()
+    process.wait()
+    while survivors() and time.monotonic() < deadline + 5:
+        time.sleep(0.05)
+    assert not survivors()
+    sweep()

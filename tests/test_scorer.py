@@ -295,16 +295,12 @@ def test_whatever_kills_the_actor_ends_its_children(module: None, tmp_path: Path
 
 def test_a_nursery_that_dies_is_replaced(module: None):
     hostile = scorer()
-    [nursery] = [p for p in children_of(os.getpid()) if _parent(p) == os.getpid()]
+    nursery = hostile._nursery._process.pid
     os.kill(nursery, 9)
     time.sleep(0.2)
     assert outcomes(hostile, "good")[0][0] in ("unscorable", "scored"), "its child died with it"
     assert outcomes(hostile, "good") == [("scored", 1.0)]
     hostile.close()
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_verifier_that_cannot_be_loaded_is_an_error_at_the_start():

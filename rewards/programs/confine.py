@@ -21,10 +21,12 @@ SIGKILL = 9
 
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 """The numbers are the same on every architecture, as of all system calls from 403 on."""
+SCOPES_SINCE = 6
+"""ABI 6 (Linux 6.12) keeps signals within; without it, others of the same uid could be reached."""
 LANDLOCK_MINIMUM = 3
 """Before ABI 3 (Linux 6.2), `truncate` of a foreign file is not restricted."""
-READ = (1 << 2) | (1 << 3)  # READ_FILE, READ_DIR
-EXECUTE = 1 << 0  # mmap of shared libraries does not need it, the dynamic loader's open does not
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14
+READ = READ_FILE | READ_DIR
 RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 """Number of access rights on files that each ABI knows; later ones know no more."""
 
@@ -55,10 +57,18 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "open_by_handle_at": (304, 265), "quotactl": (179, 60), "quotactl_fd": (443, 443),
     # What lives on after the process, or outside its limits.
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190),
-    "semop": (65, 193), "semctl": (66, 191), "msgget": (68, 186), "msgsnd": (69, 189),
+    "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191),
+    "msgget": (68, 186), "msgsnd": (69, 189),
     "msgrcv": (70, 188), "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181),
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "mknod": (133, None),
     "mknodat": (259, 33), "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
+    "fallocate": (285, 47), "truncate": (76, 45), "sync": (162, 81), "syncfs": (306, 267),
+    "inotify_init": (253, None), "inotify_init1": (294, 26),
+    # Leaving the parent's sight, and others' schedules.
+    "setsid": (112, 157), "setpgid": (109, 154), "setpriority": (141, 140),
+    "ioprio_set": (251, 30), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274), "landlock_create_ruleset": (444, 444),
+    "landlock_add_rule": (445, 445), "landlock_restrict_self": (446, 446),
     # Attributes of files, which Landlock does not cover.
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
     "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54),
@@ -79,17 +89,28 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "move_pages": (279, 239), "nfsservctl": (180, 42), "lookup_dcookie": (212, 18),
 }  # fmt: skip
 CLONE, CLONE3 = (56, 220), (435, 435)
-KILL, TGKILL = (62, 129), (234, 131)
+FTRUNCATE = (77, 46)
 CLONE_THREAD = 0x00010000
+OWN_PID_ONLY = ((62, 129), (234, 131), (302, 261), (203, 122))
+"""kill, tgkill, prlimit64, sched_setaffinity: what takes a pid as its first argument."""
+FORBIDDEN_ARGUMENTS = (
+    ((72, 25), 1, (8, 10, 15)),  # fcntl: F_SETOWN, F_SETSIG, F_SETOWN_EX send signals by a detour
+    ((16, 29), 1, (0x8901, 0x8902)),  # ioctl: FIOSETOWN, SIOCSPGRP, the same
+    ((157, 167), 0, (1, 4)),  # prctl: PR_SET_PDEATHSIG, PR_SET_DUMPABLE
+)
+"""(numbers, which argument, values that are refused)."""
+SOCKETPAIR = (53, 199)
+AF_UNIX, SOCK_STREAM = 1, 1
 
 ALLOW, KILL_PROCESS, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-LOAD, EQUAL, GREATER, ANY_BIT, RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
-NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
+LOAD, EQUAL, GREATER, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
+NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, (16, 24)
 
 
-def seccomp_filter(pid: int, machine: str = "") -> bytes:
+def seccomp_filter(pid: int, *, may_truncate: bool = True, machine: str = "") -> bytes:
     """The filter of a process that may be one process with threads, signal only itself (`pid`),
-    and do nothing with the network, mounts, other processes or the kernel's deeper rooms.
+    and do nothing with the network, mounts, other processes or the kernel's deeper rooms. Without
+    `may_truncate`, files grow by being written to, which is counted.
 
     Raises RuntimeError on an architecture whose system calls are not listed.
     """
@@ -108,25 +129,26 @@ def seccomp_filter(pid: int, machine: str = "") -> bytes:
         (EQUAL, 0, 1, CLONE3[column]),  # its flags are behind a pointer; libc falls back to clone
         (RETURN, 0, 0, ERRNO | errno.ENOSYS),
     ]
-    for numbers in DENIED.values():
+    refuse, allow = (RETURN, 0, 0, ERRNO | errno.EPERM), (RETURN, 0, 0, ALLOW)
+    for numbers in [*DENIED.values(), *([] if may_truncate else [FTRUNCATE])]:
         if numbers[column] is not None:
-            code += [(EQUAL, 0, 1, numbers[column] or 0), (RETURN, 0, 0, ERRNO | errno.EPERM)]
-    code += [
-        (EQUAL, 0, 4, CLONE[column]),
-        (LOAD, 0, 0, FIRST_ARGUMENT),
-        (ANY_BIT, 0, 1, CLONE_THREAD),
-        (RETURN, 0, 0, ALLOW),
-        (RETURN, 0, 0, ERRNO | errno.EPERM),
-    ]
-    for numbers in (KILL, TGKILL):
-        code += [
-            (EQUAL, 0, 4, numbers[column]),
-            (LOAD, 0, 0, FIRST_ARGUMENT),
-            (EQUAL, 0, 1, pid),
-            (RETURN, 0, 0, ALLOW),
-            (RETURN, 0, 0, ERRNO | errno.EPERM),
-        ]
-    code.append((RETURN, 0, 0, ALLOW))
+            code += [(EQUAL, 0, 1, numbers[column] or 0), refuse]
+
+    def rule(number: int, *body: tuple[int, int, int, int]) -> None:
+        """What holds for one system call; it ends in a verdict."""
+        code.extend([(EQUAL, 0, len(body), number), *body])
+
+    first, second = ((LOAD, 0, 0, at) for at in ARGUMENTS)
+    rule(CLONE[column], first, (ANY_BIT, 0, 1, CLONE_THREAD), allow, refuse)
+    for numbers in OWN_PID_ONLY:
+        rule(numbers[column], first, (EQUAL, 1, 0, 0), (EQUAL, 0, 1, pid), allow, refuse)
+    for numbers, which, values in FORBIDDEN_ARGUMENTS:
+        tests = [(EQUAL, len(values) - at, 0, value) for at, value in enumerate(values)]
+        rule(numbers[column], (first, second)[which], *tests, allow, refuse)
+    # Datagrams would reach any socket file, and abstract ones, through `sendto`.
+    kind = (AND, 0, 0, 0xF), (EQUAL, 0, 1, SOCK_STREAM), allow
+    rule(SOCKETPAIR[column], first, (EQUAL, 0, 4, AF_UNIX), second, *kind, refuse)
+    code.append(allow)
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 
@@ -155,6 +177,8 @@ def landlock(readable: list[str], writable: str) -> int:
     abi = landlock_abi()
     all_rights = (1 << RIGHTS.get(abi, 16)) - 1
     attributes = struct.pack("=Q", all_rights)
+    if abi >= SCOPES_SINCE:  # TCP ports; abstract sockets and signals of others
+        attributes += struct.pack("=QQ", 0b11, 0b11)
     ruleset = LIBC.syscall(LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
     if ruleset < 0:
         raise OSError(ctypes.get_errno(), "Landlock ruleset refused")
@@ -163,7 +187,9 @@ def landlock(readable: list[str], writable: str) -> int:
             continue
         folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
         if not os.path.isdir(path):
-            rights &= 1 << 2
+            rights &= READ_FILE
+        if path == os.devnull:
+            rights |= WRITE_FILE | (TRUNCATE if abi >= LANDLOCK_MINIMUM else 0)
         rule = struct.pack("=Qi", rights, folder)
         if LIBC.syscall(LANDLOCK_ADD, ruleset, 1, rule, 0):
             raise OSError(ctypes.get_errno(), f"Landlock rule refused for {path}")
@@ -207,20 +233,42 @@ def limit(*, seconds: float, memory_mib: int, file_mib: int, threads: int) -> No
         resource.setrlimit(kind, (min(soft, hard), hard))
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int) -> None:
     _prctl(PR_SET_PDEATHSIG, SIGKILL)  # after the change of uid, which clears it
+    if os.getppid() != parent:
+        raise RuntimeError("the parent died first")
 
 
-def hide() -> None:
+def hide(hidden: bool = True) -> None:
     """Nobody of the same uid may trace this process or open its /proc/PID files."""
-    _prctl(PR_SET_DUMPABLE, 0)
+    _prctl(PR_SET_DUMPABLE, int(not hidden))
+
+
+def written(pid: int) -> int:
+    """Bytes that a process has written so far, to files and pipes; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/io") as file:
+            return int(file.read().partition("wchar:")[2].split()[0])
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return 0
 
 
 def remove(folder: str) -> None:
     """A folder that a candidate filled, whatever it put there."""
-    with contextlib.suppress(RecursionError):
-        shutil.rmtree(folder, ignore_errors=True)
-    if os.path.lexists(folder):  # nested deeper than Python's recursion, or a path, goes
+
+    def unlock(_: object, path: str, __: object) -> None:
+        """A folder that its owner may not read."""
+        with contextlib.suppress(OSError):
+            os.chmod(os.path.dirname(path), 0o700)
+            os.chmod(path, 0o700)
+
+    for on_error in (unlock, None, None):
+        with contextlib.suppress(RecursionError):
+            shutil.rmtree(folder, ignore_errors=on_error is None, onerror=on_error)
+        if not os.path.lexists(folder):
+            return
+    # Nested deeper than Python's recursion, or a path, goes.
+    with contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(["rm", "-rf", folder], check=False, timeout=30, stderr=subprocess.DEVNULL)
 
 

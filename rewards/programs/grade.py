@@ -1,19 +1,15 @@
 """A program's verdict: every test in the sandbox, every comparison out here."""
 
 import hashlib
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.programs.sandbox import Broken, Ended, Limits, Sandbox, Tier
+from rewards.programs.sandbox import Broken, Ended, Late, Limits, Sandbox, Tier
 from rewards.programs.suite import Malformed, Test
 from rewards.score import Outcome
 
-FENCE = re.compile(
-    r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE
-)
-LANGUAGES = ("python", "python3", "py", "")
+PYTHON = ("python", "python3", "py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +33,32 @@ class Report:
 
 
 def program_in(completion: str) -> str:
-    """The program in a completion: the last fenced Python block behind the last `</think>`, else
-    the whole of what stands there.
+    """The program in a completion: the last fenced block labelled Python behind the last
+    `</think>`; without a label anywhere, the last fenced block; else the whole of what is there.
 
     >>> program_in("<think>```python\\nno\\n```</think>So:\\n```python\\nprint(1)\\n```\\nDone.")
     'print(1)\\n'
     """
     said = completion.rpartition("</think>")[2]
-    blocks = [code for language, code in FENCE.findall(said) if language.lower() in LANGUAGES]
-    return blocks[-1] if blocks else said
+    labelled, bare = "", ""
+    block: list[str] | None = None
+    label = ""
+    for line in said.splitlines(keepends=True):
+        fence = line.strip()
+        if not fence.startswith("```"):
+            if block is not None:
+                block.append(line)
+        elif block is None:
+            block, label = [], fence[3:].strip().lower()
+        elif fence == "```":
+            if label in PYTHON:
+                labelled = "".join(block)
+            elif not label:
+                bare = "".join(block)
+            block = None
+        else:  # a block within a block: the outer one was never closed
+            block, label = [], fence[3:].strip().lower()
+    return labelled or bare or said
 
 
 def grade(
@@ -68,8 +81,9 @@ def grade(
     reason = ""
     cpu = memory = 0.0
     with Sandbox(program, tier=tier, limits=limits, packages=packages) as sandbox:
+        deadline = time.monotonic() + seconds  # the sandbox's own start is not the program's
         for number, test in enumerate(tests):
-            left = started + seconds - time.monotonic()
+            left = deadline - time.monotonic()
             if left <= 0:
                 outcome, reason = "timeout", f"all tests together took {seconds:g} s"
                 break
@@ -78,7 +92,8 @@ def grade(
                 cpu, memory = cpu + ended.cpu, max(memory, ended.memory_mib)
                 fault = "" if ended.ended == "by itself" and test.passed(ended) else _why(ended)
             except (Malformed, Broken) as error:
-                outcome, reason = "tampered", f"test {number}: {error}"
+                outcome = "timeout" if isinstance(error, Late) else "tampered"
+                reason = f"test {number}: {error}"
                 break
             if not fault:
                 passed, weak = passed + 1, weak + test.weak

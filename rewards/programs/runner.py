@@ -12,6 +12,7 @@ import atexit
 import builtins
 import contextlib
 import errno
+import fcntl
 import gc
 import io
 import json
@@ -27,7 +28,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import confine  # pyright: ignore[reportImplicitRelativeImport]
 
 POLL_SECONDS = 0.05
-RESULT_FD = 3
+RESULT_FD, SETUP_FD = 3, 4
 KEPT_FDS = 200
 """From here on, a candidate keeps what the runner opened for it: folders to import from."""
 STDERR_KEPT = 2000
@@ -35,7 +36,8 @@ STDERR_KEPT = 2000
 
 def main() -> None:
     confine.hide()
-    confine.die_with_parent()
+    confine.die_with_parent(os.getppid())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
@@ -82,24 +84,30 @@ def _run(settings: dict, test: dict, number: int) -> tuple[dict, bytes]:
     os.chmod(settings["scratch"], 0o511)  # where the candidate's uid is ours, it may not write here
     if settings["uid"]:
         os.chown(folder, settings["uid"], settings["uid"])
-    outputs = [os.pipe() for _ in range(3)]
+    outputs = [os.pipe() for _ in range(4)]
     source = _input(test.get("stdin", ""))
+    runner = os.getpid()
     started = time.monotonic()
     child = os.fork()
     if child == 0:
-        _become_candidate(settings, test, folder, [source, *(write for _, write in outputs)])
+        writes = [write for _, write in outputs]
+        _become_candidate(settings, test, folder, runner, [source, *writes])
     for fd in (source, *(write for _, write in outputs)):
         os.close(fd)
-    seen, ended = _watch(settings, child, [read for read, _ in outputs], started + test["seconds"])
+    *reads, setup = (read for read, _ in outputs)
+    # It says what it could not give up, or closes this pipe before a line of the program has run.
+    trouble = os.read(setup, STDERR_KEPT).decode("utf-8", "replace")
+    os.close(setup)
+    seen, ended = _watch(settings, child, reads, started + test["seconds"])
     for target in [child, -1] if settings["owns_pids"] else [child]:
         with contextlib.suppress(OSError):
             os.kill(target, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
     seconds = time.monotonic() - started
-    for read, _ in outputs:
+    for read in reads:
         os.close(read)
     header = {
-        "ended": ended,
+        "ended": f"no start: {trouble}" if trouble else ended,
         "status": os.waitstatus_to_exitcode(status),
         "seconds": seconds,
         "cpu": usage.ru_utime + usage.ru_stime,
@@ -111,9 +119,11 @@ def _run(settings: dict, test: dict, number: int) -> tuple[dict, bytes]:
 
 def _input(text: str) -> int:
     """A read-only file in memory: a candidate that does not read its input blocks nobody."""
-    memory = os.memfd_create("stdin")
+    memory = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with os.fdopen(os.dup(memory), "wb") as file:
         file.write(text.encode("utf-8", "surrogateescape"))
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, seals)
     readable = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY)
     os.close(memory)
     return readable
@@ -126,40 +136,51 @@ def _watch(
     seen = [bytearray() for _ in outputs]
     end = os.pidfd_open(child)
     waiting = [end, *outputs]
+    total = 0
+    looked_at = time.monotonic()
     try:
         while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return seen, "timeout"
-            # Once the process has ended, only what is in the pipes is left to read.
-            ready = select.select(waiting, [], [], min(left, POLL_SECONDS) if end in waiting else 0)
-            if end in ready[0]:
+            left = max(deadline - time.monotonic(), 0)
+            # Once the process has ended, only what is in the pipes is left to read. It is looked
+            # at before the clock: a slow runner is not the program's fault.
+            wait = min(left, POLL_SECONDS) if end in waiting else 0
+            ready = select.select(waiting, [], [], wait)[0]
+            if end in ready:
                 waiting.remove(end)
-            for fd in ready[0]:
+            for fd in ready:
                 if fd == end:
                     continue
                 data = os.read(fd, 1 << 16)
+                total += len(data)
                 if not data:
                     waiting.remove(fd)
                 seen[outputs.index(fd)] += data
                 del seen[2][:-STDERR_KEPT]
-            if sum(map(len, seen)) > settings["output_mib"] << 20:
+            if total > settings["output_mib"] << 20:
                 return [bytearray() for _ in outputs], "output"
-            if not ready[0]:
-                if end not in waiting:
+            if end not in waiting:
+                if not ready:
                     return seen, "by itself"
-                if _overfull(settings):
+                continue
+            if left <= 0:
+                return seen, "timeout"
+            if time.monotonic() - looked_at > POLL_SECONDS:
+                if _overfull(settings, child):
                     return seen, "files"
+                looked_at = time.monotonic()
     finally:
         os.close(end)
 
 
-def _overfull(settings: dict) -> bool:
-    """More files than allowed, or more bytes where the scratch folder has no size of its own."""
+def _overfull(settings: dict, child: int) -> bool:
+    """More files than allowed; or, where the scratch folder has no size of its own, more written
+    than would fill it four times over (what is written and deleted may be held open)."""
     if settings["scratch_is_sized"]:
         found = os.statvfs(settings["scratch"])
         return found.f_files - found.f_ffree > settings["files"]
-    count = size = 0
+    if confine.written(child) > 4 * settings["scratch_mib"] << 20:
+        return True
+    count = 0
     folders = [settings["scratch"]]
     while folders and count <= settings["files"]:
         try:
@@ -167,40 +188,44 @@ def _overfull(settings: dict) -> bool:
                 count += 1
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
-                else:
-                    size += entry.stat(follow_symlinks=False).st_blocks * 512
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 return True
-    return count > settings["files"] or size > settings["scratch_mib"] << 20
+    return count > settings["files"]
 
 
 # -- the candidate --------------------------------------------------------------------------------
 
 
-def _become_candidate(settings: dict, test: dict, folder: str, fds: list[int]) -> None:
+def _become_candidate(settings: dict, test: dict, folder: str, runner: int, fds: list[int]) -> None:
     """Never returns. Until `_give_up` is done, no line of the program has run."""
     status = 125
     try:
         for number, fd in enumerate(fds):  # out of each other's way first
             os.dup2(fd, 100 + number)
-        for number, target in enumerate((0, 1, RESULT_FD, 2)):
+        for number, target in enumerate((0, 1, RESULT_FD, 2, SETUP_FD)):
             os.dup2(100 + number, target)
-        os.closerange(RESULT_FD + 1, KEPT_FDS)
-        os.chdir(folder)
-        _give_up(settings, test["seconds"], folder)
+        os.closerange(SETUP_FD + 1, KEPT_FDS)
+        try:
+            os.chdir(folder)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _give_up(settings, test["seconds"], folder, runner)
+        except BaseException as error:
+            os.write(SETUP_FD, f"{type(error).__name__}: {error}".encode())
+            return
+        finally:
+            os.close(SETUP_FD)
         status = _execute(settings["program"], test)
-    except BaseException as error:
-        os.write(2, f"{type(error).__name__}: {error}".encode())
     finally:
         os._exit(status)
 
 
-def _give_up(settings: dict, seconds: float, folder: str) -> None:
+def _give_up(settings: dict, seconds: float, folder: str, runner: int) -> None:
     ruleset = confine.landlock(settings["readable"], folder) if settings["landlock"] else -1
     if settings["uid"]:
         confine.drop_uid(settings["uid"])
-    confine.die_with_parent()
+    confine.die_with_parent(runner)
+    confine.hide(False)  # the runner reads how much it has written
     confine.limit(
         seconds=seconds,
         memory_mib=settings["memory_mib"],
@@ -210,7 +235,9 @@ def _give_up(settings: dict, seconds: float, folder: str) -> None:
     if settings["landlock"]:
         confine.install_landlock(ruleset)
     if settings["seccomp"]:
-        confine.install_seccomp(confine.seccomp_filter(os.getpid()))
+        may_truncate = settings["scratch_is_sized"]
+        program = confine.seccomp_filter(os.getpid(), may_truncate=may_truncate)
+        confine.install_seccomp(program)
 
 
 def _execute(program: str, test: dict) -> int:
@@ -222,9 +249,11 @@ def _execute(program: str, test: dict) -> int:
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), **text, write_through=True)
     builtins.exit = builtins.quit = sys.exit  # what `site` would have given
     sys.argv = ["program.py"]
-    main = types.ModuleType("__main__")
+    # Only a program that is run by itself is `__main__`; one whose functions are called is not.
+    name = "__main__" if "stdin" in test else "program"
+    main = types.ModuleType(name)
     main.__dict__["__file__"] = "program.py"
-    sys.modules["__main__"] = main
+    sys.modules[name] = main
     status = 0
     try:
         exec(compile(program, "program.py", "exec", dont_inherit=True), main.__dict__)
@@ -249,12 +278,11 @@ def _execute(program: str, test: dict) -> int:
 def _answer(names: dict, test: dict) -> object:
     """The value that the test asks for, from the program's own names."""
     if "evaluate" in test:
-        scope = dict(names)
         if test["setup"]:
-            exec(compile(test["setup"], "tests.py", "exec"), scope)
+            exec(compile(test["setup"], "tests.py", "exec"), names)
         if test["evaluate"] is None:  # assertions that could not be split
             return True
-        return eval(compile(test["evaluate"], "tests.py", "eval"), scope)
+        return eval(compile(test["evaluate"], "tests.py", "eval"), names)
     function = names.get(test["call"])
     if function is None and "Solution" in names:
         function = getattr(names["Solution"](), test["call"])
@@ -289,6 +317,12 @@ def _encoded(value: object, depth: int) -> list:
     if isinstance(value, dict):
         pairs = dict.items(value)
         return ["dict", [[_encoded(k, inner), _encoded(v, inner)] for k, v in pairs]]
+    if isinstance(value, type({}.keys()) | type({}.items())):
+        value = set(value)
+    if isinstance(value, type({}.values())):
+        value = list(value)
+    if type(value).__module__ in ("fractions", "decimal"):
+        return ["number", str(value)]
     kinds: tuple = (list, tuple, set, frozenset)
     for kind in kinds:
         if isinstance(value, kind):

