@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
@@ -79,7 +79,7 @@ class Bench:
         )
         ray.get(actor.start.remote(config))
         self._runner = asyncio.Runner()
-        self._pool = Pool("scorer", [actor], seconds=600, width=LANES)
+        self._pool = Pool("scorer", [cast(Any, actor)], seconds=600, width=LANES)
         self.groups(1e-3, 4)  # warm
 
     def groups(

@@ -14,6 +14,7 @@ from cluster import scoring
 from cluster.config import RunConfig, load
 from cluster.inputs import load_tokenizer
 from rewards import Attempt, Score
+from rewards.config import VerifierConfig
 from rewards.scorer import Scorer
 from rollout import Prompt
 from rollout.prompts import PromptStream
@@ -26,10 +27,8 @@ SAID = "Zq7x"
 
 
 def settings(file: Path, recipes: Sequence[str], overrides: Sequence[str]) -> RunConfig:
-    """A run's configuration with this file as its dataset; overlong prompts are reported, not
-    refused."""
-    quoted = [f"prompts.dataset={file}", "prompts.too_long=drop"]
-    return load(recipes, [*overrides, *quoted]).config
+    """A run's configuration with this file as its dataset."""
+    return load(recipes, [*overrides, f"prompts.dataset={file}"]).config
 
 
 def check(file: Path, recipes: Sequence[str], overrides: Sequence[str]) -> int:
@@ -73,12 +72,16 @@ def preview(file: Path, recipes: Sequence[str], overrides: Sequence[str], row: i
     if prompt.extra:
         print(f"columns for reward functions: {', '.join(sorted(prompt.task().extra))}")
     print("scored samples:")
-    samples = [prompt.answer, "I do not know."]
-    for text, score in zip(samples, _score(config, [prompt], samples)[0], strict=True):
+    samples = [prompt.answer, "I do not know."] if _functions(config) else []
+    for text, score in zip(samples, _sampled(config, prompt, samples), strict=True):
         shown = f"{score.reward:g}" if score.reward is not None else "none"
         parts = ", ".join(f"{name} {value:g}" for name, value in score.parts.items())
         note = f" ({score.note})" if score.note else ""
         print(f"  {text[:60]!r}: {score.outcome}, reward {shown}; {parts}{note}")
+
+
+def _sampled(config: RunConfig, prompt: Prompt, samples: list[str]) -> list[Score]:
+    return _score(config, [prompt], samples)[0] if samples else []
 
 
 def marked(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -125,21 +128,25 @@ class _Characters:
 
 
 def _read(config: RunConfig) -> tuple[Any, PromptStream]:
-    if config.model.path:
-        tokenizer = load_tokenizer(config.model.path)
-        return tokenizer, PromptStream(config.prompts, tokenizer, seed=0)
-    whole = config.prompts.model_copy(update={"max_tokens": 1 << 40})
-    return None, PromptStream(whole, _Characters(), seed=0)
+    whole = config.prompts.model_copy(update={"max_tokens": 1 << 40})  # to see the long ones, too
+    if not config.model.path:
+        return None, PromptStream(whole, _Characters(), seed=0)
+    tokenizer = load_tokenizer(config.model.path)
+    return tokenizer, PromptStream(whole, tokenizer, seed=0)
 
 
 def _warnings(
     config: RunConfig, tokenizer: Any, stream: PromptStream, prompts: list[Prompt]
 ) -> Any:
-    if stream.report.dropped:
+    longest = config.prompts.max_tokens
+    long = sum(len(prompt.token_ids) > longest for prompt in prompts) if tokenizer else 0
+    if long:
         yield (
-            f"{stream.report.dropped} prompts are longer than prompts.max_tokens="
-            f"{config.prompts.max_tokens}; prompts.too_long decides what becomes of them"
+            f"{long} prompts are longer than prompts.max_tokens={longest}; prompts.too_long="
+            f"{config.prompts.too_long} decides what becomes of them"
         )
+    if stream.layout.answer is None:
+        yield "there is no column of answers: only verifiers that need none can score this"
     twice = len(prompts) - len({prompt.text for prompt in prompts})
     if twice:
         yield f"{twice} prompts stand there more than once"
@@ -172,11 +179,17 @@ def _warnings(
 def _self_check(config: RunConfig, prompts: list[Prompt]) -> list[str]:
     """Score the reference answers as if they were completions: whatever is unscorable now will be
     unscorable in training."""
+    asked = _functions(config)
+    for name in config.rewards.verifiers:
+        if name not in asked:
+            print(f"verifier {name} is a service: it is not asked here")
+    if not asked:
+        return []
     scores = [score for [score] in _score(config, prompts, None)]
     failed = [
         (p.id, s.note) for p, s in zip(prompts, scores, strict=True) if s.outcome == "unscorable"
     ]
-    first = next(iter(config.rewards.verifiers))
+    first = next(iter(asked))
     full = sum(score.parts.get(first, 0.0) >= 1 for score in scores)
     print(f"reference answers, scored as completions: {first} gives {full} of {len(scores)} 1.0")
     if not failed:
@@ -184,11 +197,17 @@ def _self_check(config: RunConfig, prompts: list[Prompt]) -> list[str]:
     return [f"{len(failed)} of {len(scores)} rows are unscorable; {failed[0][0]}: {failed[0][1]}"]
 
 
+def _functions(config: RunConfig) -> dict[str, VerifierConfig]:
+    services = scoring.services_of(config.rewards)
+    return {n: v for n, v in config.rewards.verifiers.items() if n not in services}
+
+
 def _score(
     config: RunConfig, prompts: list[Prompt], texts: Sequence[str] | None
 ) -> list[list[Score]]:
     """Scores of the texts (the prompt's own answer by default) under each prompt."""
-    scorer = Scorer(config.rewards, config.sampler.sampling.max_tokens)
+    functions = config.rewards.model_copy(update={"verifiers": _functions(config)})
+    scorer = Scorer(functions, config.sampler.sampling.max_tokens)
     try:
         return [
             scorer.score(

@@ -14,6 +14,7 @@ from cluster.pool import Pool
 from rewards import RewardConfig, Score
 from rewards.programs.sandbox import Unavailable, best_tier
 from rewards.reward_model import RewardModelConfig
+from rewards.score import failure
 from rewards.scorer import Verdicts, rubric_of, settings_of
 from rewards.services import HttpConfig, JudgeConfig
 from rewards.verifiers import SERVICES, Verifier, load
@@ -105,7 +106,11 @@ class Scoring:
 
         async def ask_service(name: str, pool: Pool) -> None:
             asked = [attempts[i] for i in wanted]
-            for i, verdict in zip(wanted, await pool.call("judge", task, asked), strict=True):
+            try:
+                verdicts = await pool.call("judge", task, asked)
+            except (RuntimeError, ValueError) as error:  # ours to count, not the run's to end by
+                verdicts = [failure(error)] * len(wanted)
+            for i, verdict in zip(wanted, verdicts, strict=True):
                 found[i][name] = verdict
 
         async def ask_scorers() -> None:

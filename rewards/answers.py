@@ -4,6 +4,7 @@ Symbolic maths is in `maths.py`. Everything here takes time linear in the text.
 """
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
 OPEN, CLOSE = "<answer>", "</answer>"
@@ -15,8 +16,12 @@ NUMBER = re.compile(
 )
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 STATED = re.compile(
-    r"(?:final answer|answer|result)\s*(?:is|are|=|:)+\s*:?\s*(?:equal to\s*)?", re.IGNORECASE
+    r"\b(?:final answer|answer|option|choice|result)\s*(?:is\b|are\b|=|:)\s*:?\s*(?:equal to\s*)?",
+    re.IGNORECASE,
 )
+MINUS = "\N{MINUS SIGN}"
+SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
+LATEX_NOISE = re.compile(r"\\\$|\{,\}|\\[,;! ]|\\(?:text|mathrm|mbox)\s*\{[^{}]{0,40}\}")
 LATEX_TERM = re.compile(r"\\(?:d|t)?frac|\\sqrt")
 
 
@@ -94,23 +99,62 @@ def final_answer(text: str) -> str | None:
     >>> final_answer("3 + 4 = 7. #### 7"), final_answer(r"so \\boxed{12}, not 13")
     ('7', '12')
     """
+    text = said(text)
     block = last_answer_block(text)
     if block is not None:
         return block
-    text = said(text)
     boxes = boxed(text)
     if boxes:
         return boxes[-1][2]
-    hashes = HASHES.findall(text)
-    if hashes:
-        return hashes[-1].strip()
-    numbers = list(NUMBER.finditer(text))
+    hashes = hashed(text)
+    if hashes is not None:
+        return hashes
+    numbers = list(NUMBER.finditer(text.replace(MINUS, "-")))
     if not numbers:
         return None
     last = numbers[-1]
+    if text[max(last.start() - 1, 0) : last.start()] in ("/", "^"):
+        return None  # a part of a fraction or a power
     if text[last.end() : last.end() + 1] == "}" and LATEX_TERM.search(text):
         return None  # a part of a fraction or root, not an answer by itself
     return last[0]
+
+
+def fenced(text: str, labels: Sequence[str]) -> str | None:
+    """The last fenced block with one of the labels; without any, the last that has no label.
+
+    >>> fenced("```json\\n{}\\n```\\n```\\nbye\\n```", ["json"])
+    '{}\\n'
+    """
+    labelled: str | None = None
+    bare: str | None = None
+    block: list[str] | None = None
+    label = ""
+    for line in text.splitlines(keepends=True):
+        fence = line.strip()
+        if not fence.startswith("```"):
+            if block is not None:
+                block.append(line)
+        elif block is None:
+            block, label = [], fence[3:].strip().lower()
+        elif fence == "```":
+            if label in labels:
+                labelled = "".join(block)
+            elif not label:
+                bare = "".join(block)
+            block = None
+        else:  # a block within a block: the outer one was never closed
+            block, label = [], fence[3:].strip().lower()
+    return bare if labelled is None else labelled
+
+
+def hashed(text: str) -> str | None:
+    """What follows the last `####` that is an answer and no heading: it begins like a number, or is
+    one word, or is in LaTeX."""
+    for found in reversed(HASHES.findall(text)):
+        if len(found.split()) == 1 or re.match(r"[-+$€£\\(\[{]|\.?\d", found.replace(MINUS, "-")):
+            return found.strip()
+    return None
 
 
 def as_number(text: str) -> Decimal | None:
@@ -120,7 +164,14 @@ def as_number(text: str) -> Decimal | None:
     >>> as_number("$1,234.50.")
     Decimal('1234.50')
     """
+    text = SPECIAL_TOKEN.sub(" ", text.replace(MINUS, "-"))
+    inner = boxed(text)
+    if len(inner) == 1:
+        text = inner[0][2]
+    text = LATEX_NOISE.sub("", text)
     bare = text.strip().removesuffix(".").strip("$€£% ").strip()
+    worded = re.fullmatch(r"(\S{1,400}) [A-Za-z][A-Za-z. ]{0,30}", bare)  # "42 dollars"
+    bare = worded[1] if worded else bare
     if not NUMBER.fullmatch(bare) or len(bare) > 400:
         return None
     try:
@@ -168,7 +219,7 @@ def exact_in_answer(completion: str, answer: str) -> float:
     return float(last_answer_block(completion) == reference(answer))
 
 
-PUNCTUATION = re.compile(r"[^\w\s.+-]|[.](?!\d)")
+PUNCTUATION = re.compile(r"[^\w\s.+#-]|[.](?!\d)")
 
 
 def text(completion: str, answer: str) -> float:
@@ -179,17 +230,20 @@ def text(completion: str, answer: str) -> float:
     >>> text("So the answer is: New  York.", "new york")
     1.0
     """
-    return float(_plain(_stated_text(completion)) == _plain(reference(answer)))
+    expected = _plain(reference(answer))
+    stated_text = _stated_text(completion)
+    sentence = re.split(r"[.!?]\s", stated_text)[0]  # "The answer is Paris. It is the capital."
+    return float(bool(expected) and expected in (_plain(stated_text), _plain(sentence)))
 
 
 def _stated_text(completion: str) -> str:
-    block = last_answer_block(completion)
+    rest = said(completion)
+    block = last_answer_block(rest)
     if block is not None:
         return block
-    rest = said(completion)
-    boxes, hashes = boxed(rest), HASHES.findall(rest)
+    boxes, hashes = boxed(rest), hashed(rest)
     if boxes or hashes:
-        return boxes[-1][2] if boxes else hashes[-1]
+        return boxes[-1][2] if boxes else hashes or ""
     return stated(rest) or rest
 
 
@@ -213,22 +267,36 @@ def choice(completion: str, answer: str, *, letters: str = "ABCD") -> float:
 
 
 def _chosen(completion: str, letters: str) -> str | None:
-    found = _option(_stated_text(completion), letters)
+    said_last = SPECIAL_TOKEN.sub(" ", said(completion))
+    found = _option(_stated_text(said_last), letters)
     if found is not None:
         return found
-    lines = [line for line in said(completion).splitlines() if line.strip()]
+    named = re.findall(
+        rf"\b(?:option|choice|choose|pick|select)\s{{1,3}}\(?([{letters}])\b"
+        rf"|\b([{letters}])\)?\s{{1,3}}is\s{{1,3}}(?:the\s{{1,3}})?(?:correct|right|best|answer)",
+        said_last,
+    )
+    if named:
+        return next(filter(None, named[-1])).upper()
+    lines = [line for line in said_last.splitlines() if line.strip()]
     return _option(lines[-1], letters) if lines else None
 
 
 def _option(value: str, letters: str) -> str | None:
+    """The option that a text begins with, unless it goes on to a second one."""
     bare = _text_of_latex(value)
     match = re.match(
-        rf"[\s*(\[]{{0,8}}(?:option|choice)?[\s*(\[]{{0,8}}([{letters}])"
-        r"(?:[\s*]{0,8}(?:[).:,\]*]|$)|\s*$)",
+        rf"[\s*(\[\"'`]{{0,8}}(?:option|choice)?[\s*(\[\"'`]{{0,8}}([{letters}])"
+        r"(?:[\s*]{0,8}[).:,;!\"'`\]*]|\s{0,3}-|\s{1,3}(?:because|since|is|as)\b|\s*$)",
         bare,
         re.IGNORECASE,
     )
-    return match[1].upper() if match else None
+    if match is None:
+        return None
+    hedged = re.match(
+        rf"[\s,/)(*]{{0,5}}(?:and|or|,|/)?\s{{0,3}}\(?[{letters}]\b", bare[match.end() :]
+    )
+    return None if hedged else match[1].upper()
 
 
 def _text_of_latex(value: str) -> str:

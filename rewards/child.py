@@ -17,12 +17,16 @@ import socket
 import struct
 import sys
 import time
+import traceback
+from pathlib import Path
 from typing import Any
 
 from rewards.score import Attempt, Task, Verdict
 from rewards.verifiers import Verifier, load
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+MESSAGE = 32
+"""Bytes of a request to the nursery."""
 PROGRESS = struct.Struct("=qq")
 """(item, nanoseconds of the monotonic clock when it began); an item is a completion's number."""
 FLUSH_SECONDS = 0.02
@@ -30,6 +34,7 @@ FLUSH_SECONDS = 0.02
 
 
 def main(fd: int) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     with socket.socket(fileno=fd) as actor:
         lines = actor.makefile("rb")
@@ -50,19 +55,22 @@ def _serve(actor: socket.socket, verifiers: list[Verifier]) -> None:
     """Fork and reap on demand, until the actor's end of the socket is closed."""
     children: set[int] = set()
     while True:
-        message, fds, *_ = socket.recv_fds(actor, 64, 3)
+        message, fds, *_ = socket.recv_fds(actor, MESSAGE, 3)
         if not message:
             break
         if message.startswith(b"reap"):
             pid = int(message.split()[1])
-            os.waitpid(pid, 0)  # only now may its number be another's
+            with contextlib.suppress(ChildProcessError):  # a child of a nursery before this one
+                os.waitpid(pid, 0)  # only now may its number be another's
             children.discard(pid)
-            actor.sendall(b"\n")
+            _end_orphans(children)
+            actor.sendall(struct.pack("=q", pid))
             continue
         pid = os.fork()
         if pid == 0:
             os.close(actor.detach())
             _child(verifiers, *fds)
+        os.setpgid(pid, pid)  # here and there: whoever comes first, it leads its group by now
         children.add(pid)
         for fd in fds:
             os.close(fd)
@@ -70,6 +78,16 @@ def _serve(actor: socket.socket, verifiers: list[Verifier]) -> None:
     for pid in children:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
+
+
+def _end_orphans(children: set[int]) -> None:
+    """What a verifier started in a session of its own falls to the nursery, its subreaper."""
+    with contextlib.suppress(FileNotFoundError):
+        for text in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            if int(text) not in children:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(int(text), signal.SIGKILL)
+                    os.waitpid(int(text), 0)
 
 
 def _limit(memory_gib: float) -> None:
@@ -98,7 +116,7 @@ def _warm(verifiers: list[Verifier]) -> None:
 def _child(verifiers: list[Verifier], read_fd: int, write_fd: int, memory_fd: int) -> None:
     """Never returns."""
     try:
-        os.setsid()  # killing its group ends what a verifier started, too
+        os.setpgid(0, 0)  # killing its group ends what a verifier started, too
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         progress = mmap.mmap(memory_fd, mmap.PAGESIZE)
         with os.fdopen(read_fd, "rb") as requests, os.fdopen(write_fd, "wb") as replies:
@@ -106,19 +124,22 @@ def _child(verifiers: list[Verifier], read_fd: int, write_fd: int, memory_fd: in
                 for reply in _verdicts(verifiers, json.loads(line), progress):
                     replies.write(json.dumps(reply).encode() + b"\n")
                     replies.flush()
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(1)
 
 
 def _verdicts(verifiers: list[Verifier], request: dict[str, Any], progress: mmap.mmap) -> Any:
-    """Replies `{"items": [[number, {name: verdict}], ...], "end": bool}`: single completions as
-    they are done, then what verifiers of whole groups say, as items once more."""
+    """Replies `{"items": [[completion, {name: verdict}], ...], "end": bool}`. Items are the
+    numbers of completions, and behind them one for each verifier of whole groups."""
     task = Task(**request["task"])
     attempts = [
         Attempt(text=text, num_tokens=count, truncated=truncated, token_ids=ids)
         for text, count, truncated, ids in request["attempts"]
     ]
     singles = [verifier for verifier in verifiers if not verifier.form.batch]
+    groups = [verifier for verifier in verifiers if verifier.form.batch]
     done: list[list[Any]] = []
     sent = time.monotonic()
     for number in request["items"]:
@@ -131,10 +152,11 @@ def _verdicts(verifiers: list[Verifier], request: dict[str, Any], progress: mmap
             found = {v.name: pack(v.one(task, attempts[number])) for v in singles}
             done.append([number, found])
             continue
-        for verifier in verifiers:
-            if verifier.form.batch:
-                found = verifier.group(task, attempts)
-                done += [[i, {verifier.name: pack(verdict)}] for i, verdict in enumerate(found)]
+        verifier = groups[number - len(attempts)]
+        found = verifier.group(task, attempts)
+        done += [[i, {verifier.name: pack(verdict)}] for i, verdict in enumerate(found)]
+        yield {"items": done, "end": False, "done": number}
+        done = []
     progress[: PROGRESS.size] = PROGRESS.pack(-1, 0)
     yield {"items": done, "end": True}
 

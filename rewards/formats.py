@@ -7,11 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rewards.answers import as_number, last_answer_block, said
+from rewards.answers import as_number, fenced, last_answer_block, said
 
 THINK = ("think", "answer")
-CODE = re.compile(r"```.*?```|`[^`\n]*`|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)", re.DOTALL)
-FENCE = re.compile(r"^[ \t]*```[ \t]*(?:json)?[ \t]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"```[^`]*```|`[^`\n]*`|\$[^$\n]*\$|\\\[[^\\]{0,200}?\\\]|\\\([^\\]{0,200}?\\\)")
 WORD = re.compile(r"\w+")
 SHORTEST_SENTENCE = 12
 """Bytes of words below which a sentence does not tell its language."""
@@ -113,12 +112,11 @@ def json_schema(completion: str, answer: str, *, schema: dict[str, Any] | None =
 
 def json_text(completion: str) -> str:
     """Where a completion's JSON stands."""
-    block = last_answer_block(completion)
+    rest = said(completion)
+    block = last_answer_block(rest)
     if block is not None:
         return block
-    rest = said(completion)
-    fenced = FENCE.findall(rest)
-    return (fenced[-1] if fenced else rest).strip()
+    return (fenced(rest, ["json"]) or rest).strip()
 
 
 def _no_constant(name: str) -> None:

@@ -19,8 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rewards.child import PROGRESS
+from rewards.child import MESSAGE, PROGRESS
 
+SEND_SECONDS = 10.0
+"""For a child to go on reading its request."""
 START_SECONDS = 60.0
 """A nursery imports `rewards` and the user's own verifier modules; a minute is generous."""
 
@@ -34,11 +36,12 @@ class ChildTimeout(Exception):
 
 
 class ChildDied(Exception):
-    """The child ended without an answer. `item` is what it was at."""
+    """The child ended without an answer. `item` is what it was at, if it had `begun` at all."""
 
-    def __init__(self, message: str, item: int) -> None:
+    def __init__(self, message: str, item: int, begun: bool) -> None:
         super().__init__(message)
         self.item = item
+        self.begun = begun
 
 
 class Nursery:
@@ -92,13 +95,17 @@ class Nursery:
                 return self._fork(fds)
 
     def _fork(self, fds: list[int]) -> int:
-        socket.send_fds(self._socket, [b"fork"], fds)
+        socket.send_fds(self._socket, [b"fork".ljust(MESSAGE)], fds)
         return struct.unpack("=q", self._socket.recv(8))[0]
 
     def reap(self, pid: int) -> None:
-        with self._lock, contextlib.suppress(OSError):
-            self._socket.sendall(f"reap {pid}".encode())
-            self._socket.recv(1)
+        with self._lock:
+            try:
+                self._socket.sendall(f"reap {pid}".encode().ljust(MESSAGE))
+                if struct.unpack("=q", self._socket.recv(8))[0] != pid:
+                    raise OSError("out of step")
+            except (OSError, struct.error):
+                self.close()  # the next fork starts another
 
     def close(self) -> None:
         """End it; at the end of its socket it ends all children and what they started."""
@@ -125,30 +132,41 @@ class Child:
         finally:
             for fd in (to_child, from_child, memory):
                 os.close(fd)
+        os.set_blocking(self._write, False)
         self._buffer = b""
+        self._sent = 0
 
     def send(self, value: dict[str, Any]) -> None:
-        self._waited = waited_on_cpu(self.pid)
-        self._progress[: PROGRESS.size] = PROGRESS.pack(value["items"][0], time.monotonic_ns())
-        data = json.dumps(value).encode() + b"\n"
+        data = memoryview(json.dumps(value).encode() + b"\n")
+        self._sent = time.monotonic_ns()
+        self._progress[: PROGRESS.size] = PROGRESS.pack(value["items"][0], self._sent)
         try:
             while data:
+                if not select.select([], [self._write], [], SEND_SECONDS)[1]:
+                    raise self._died()
                 data = data[os.write(self._write, data) :]
         except BrokenPipeError as error:
-            raise ChildDied("its pipe is closed", value["items"][0]) from error
+            raise self._died() from error
+
+    def _died(self) -> ChildDied:
+        item, begun = self._at()
+        return ChildDied("the scoring child died", item, begun != self._sent)
 
     def receive(self, seconds: float, patience: float = 0.0) -> dict[str, Any] | None:
         """The child's next line; None when `patience` seconds (unless 0) bring none. Raises
         ChildTimeout once an item has taken `seconds`, ChildDied."""
         give_up = time.monotonic() + patience if patience else float("inf")
+        looked_at, waited_before = -2, 0.0
         while b"\n" not in self._buffer:
             item, begun = self._at()
+            if item != looked_at:
+                looked_at, waited_before = item, waited_on_cpu(self.pid)
             now = time.monotonic()
             left = begun / 1e9 + seconds - now if item >= 0 else seconds
             if left <= 0:
                 # A busy machine is nobody's fault: the time in which it stood in line for a CPU
                 # does not count, but for a limit.
-                waited = waited_on_cpu(self.pid) - self._waited
+                waited = waited_on_cpu(self.pid) - waited_before
                 left += min(waited, MOST_WAITING * seconds)
                 if left <= 0:
                     raise ChildTimeout(f"scoring took more than {seconds:g} s", item)
@@ -158,11 +176,11 @@ class Child:
                 # Looked at once a second besides: what the verifier forked may hold the pipe open
                 # when the child itself is gone.
                 if not is_alive(self.pid):
-                    raise ChildDied("the scoring child died", self._at()[0])
+                    raise self._died()
                 continue
             data = os.read(self._read, 1 << 20)
             if not data:
-                raise ChildDied("the scoring child died", self._at()[0])
+                raise self._died()
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
@@ -174,7 +192,7 @@ class Child:
 
     def kill(self) -> None:
         """End the child and whatever it started; nothing of it is left afterwards."""
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, 9)
         self._nursery.reap(self.pid)
         for fd in (self._read, self._write):

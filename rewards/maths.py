@@ -21,7 +21,9 @@ JOINED = re.compile(
 FINALLY = re.compile(r"final answer is\s*:?", re.IGNORECASE)
 DIGITS = re.compile(r"[-+]?\s*[\d.,]+\s*%?")
 BRACKETED = re.compile(r"\[([^\[\],]{1,60})\][\s.$]*$")
-DECIMALS = re.compile(r"\d*\.(\d{4,})")
+DECIMALS = re.compile(r"(?<!\d)\d{0,40}\.(\d{4,40})")
+PROSE = re.compile(r"\b[A-Za-z]{3,40}\s{1,5}[A-Za-z]{2,}")
+WRAPPED = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[|\\begin\{(?:align|equation|gather)")
 MATHS = re.compile(r"\$|\\\(|\\\[|\\boxed|\\begin\{(?:align|equation|gather)|\\fbox")
 
 
@@ -54,7 +56,7 @@ def final_expression(completion: str) -> str | None:
     '\\boxed{2} and \\boxed{3}'
     """
     text = completion
-    block = answers.last_answer_block(text)
+    block = answers.last_answer_block(answers.said(text))
     text = answers.said(text) if block is None else block
     text = SPECIAL_TOKEN.sub(" ", text).strip()
     if not text:
@@ -66,19 +68,21 @@ def final_expression(completion: str) -> str | None:
         while first and JOINED.fullmatch(text[boxes[first - 1][1] : boxes[first][0]]):
             first -= 1
         return text[boxes[first][0] : boxes[last][1]]
-    hashes = answers.HASHES.findall(text)
-    if hashes and block is None:
-        return hashes[-1].strip()
+    hashes = answers.hashed(text)
+    if hashes is not None and block is None:
+        return hashes
     bracket = BRACKETED.search(text)
-    if bracket and block is None and len(text) > len(bracket[0]):
+    if bracket and block is None and not answers.NUMBER.search(text[: bracket.start()]):
         return bracket[1]
     return text
 
 
 def equal(stated: str, expected: str) -> bool:
     """Whether two expressions are the same to math-verify."""
+    if _bare(stated) and _bare(stated) == _bare(expected):
+        return True
     library = _math_verify()
-    gold = library.parse(_normal(expected))
+    gold = library.parse(_normal(expected if WRAPPED.search(expected) else f"${expected}$"))
     said = library.parse(_normal(stated))
     if library.verify(gold, said):
         return True
@@ -87,6 +91,14 @@ def equal(stated: str, expected: str) -> bool:
     if decimals and not DECIMALS.search(expected) and re.search(r"frac|/|sqrt|pi", expected):
         return library.verify(gold, said, float_rounding=min(decimals))
     return False
+
+
+def _bare(text: str) -> str:
+    """Without its box, its dollars and its white space."""
+    inner = answers.boxed(text)
+    if len(inner) == 1 and inner[0][:2] == (0, len(text)):
+        text = inner[0][2]
+    return "".join(text.replace("\\$", "").replace("$", "").replace("\\!", "").split())
 
 
 def _plain_number(text: str) -> Any:
@@ -103,7 +115,7 @@ def _normal(text: str) -> str:
         text = DOUBLED.sub(r"\\", text)
     if DIGITS.fullmatch(text):
         return text
-    if not MATHS.search(text) and not re.search(r"[A-Za-z]{3,}\s+[A-Za-z]{2,}", text):
+    if not MATHS.search(text) and not PROSE.search(text):
         text = f"${text}$"
     return text
 

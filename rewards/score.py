@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Outcome = Literal["scored", "unscorable", "timeout", "tampered"]
+RAW_ANSWER = "__answer__"
+"""Key in `Task.extra` of a reference answer that is no text."""
 OUTCOMES: tuple[Outcome, ...] = ("scored", "unscorable", "timeout", "tampered")
 """`unscorable` is our failure; `timeout` and `tampered` are the completion's, and worth 0."""
 
@@ -29,11 +31,16 @@ class Task:
     """The other columns of the dataset's row."""
 
     @property
+    def reference(self) -> Any:
+        """The reference answer as the dataset holds it: a number, a list, an object or a text."""
+        return self.extra.get(RAW_ANSWER, self.answer)
+
+    @property
     def text(self) -> str:
         """The prompt as one text."""
         if isinstance(self.prompt, str):
             return self.prompt
-        return "\n".join(str(message["content"]) for message in self.prompt)
+        return "\n".join(str(message.get("content", "")) for message in self.prompt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,26 +114,28 @@ class Rubric:
         if not self.needs(attempt):
             verdicts = {name: Verdict(value=0.0) for name in self.weights}
         given = {name: verdict for name, verdict in verdicts.items() if verdict is not None}
+        # One of weight 0 is only logged: what becomes of it decides nothing.
+        weighed = [n for n in given if self.weights[n] or not any(self.weights.values())]
         parts = {name: v.value for name, v in given.items() if v.outcome != "unscorable"}
         for name, verdict in given.items():
             parts |= {f"{name}/{key}": value for key, value in verdict.parts.items()}
         seconds = {name: verdict.seconds for name, verdict in given.items()}
         notes = [(v.outcome, f"{name}: {v.note}") for name, v in given.items() if v.note]
         for fault in ("tampered", "timeout", "unscorable"):
-            if any(verdict.outcome == fault for verdict in given.values()):
+            if any(given[name].outcome == fault for name in weighed):
                 note = "; ".join(text for outcome, text in notes if outcome == fault)
                 reward = None if fault == "unscorable" else 0.0
                 return Score(reward=reward, parts=parts, outcome=fault, note=note, seconds=seconds)
-        if not given:
+        if not weighed:
             note = f"none of {', '.join(self.weights)} applies"
             return Score(reward=None, parts={}, outcome="unscorable", note=note)
-        total = sum(self.weights[name] * verdict.value for name, verdict in given.items())
+        total = sum(self.weights[name] * given[name].value for name in weighed)
         steps = [
             (end, self.weights[name] * value)
-            for name, verdict in given.items()
-            for end, value in verdict.steps
+            for name in weighed
+            for end, value in given[name].steps
         ]
-        rest = sum(self.weights[name] * v.value for name, v in given.items() if not v.steps)
+        rest = sum(self.weights[n] * given[n].value for n in weighed if not given[n].steps)
         longest, buffer, penalty = self.overlong
         if buffer:
             parts["overlong"] = overlong_penalty(attempt.num_tokens, longest, buffer)

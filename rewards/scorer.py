@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rewards.child import unpack
@@ -15,7 +15,7 @@ from rewards.verifiers import SERVICES, load
 Verdicts = dict[str, Verdict | None]
 """Of one completion, by verifier."""
 
-LANES = 4
+LANES = 8
 """Groups that one scorer has under way at most: one, and those whose turn was handed on."""
 
 
@@ -75,7 +75,8 @@ class Scorer:
         `timeout` from all of them; one whose scoring kills the child is `unscorable`."""
         found: list[Verdicts] = [{} for _ in attempts]
         wanted = [i for i, attempt in enumerate(attempts) if self._rubric.needs(attempt)]
-        items = [*wanted, *([len(attempts)] if self._batch and wanted else [])]
+        groups = [len(attempts) + at for at in range(len(self._batch))]
+        items = [*wanted, *(groups if wanted else [])]
         request = {
             "task": asdict(task),
             "attempts": [
@@ -87,22 +88,30 @@ class Scorer:
             return found
         with self._turns() as hand_on:
             child = self._idle.pop() if self._idle else Child(self._nursery)
-            while items:
-                try:
-                    child.send({**request, "items": items})
-                    while items:
-                        reply = child.receive(self._config.timeout, self._patience)
-                        if reply is None:
-                            hand_on()
+            fresh = False
+            try:
+                while items:
+                    try:
+                        child.send({**request, "items": items})
+                        while items:
+                            reply = child.receive(self._config.timeout, self._patience)
+                            if reply is None:
+                                hand_on()
+                                continue
+                            self._note(found, items, reply)
+                    except (ChildTimeout, ChildDied) as error:
+                        child.kill()
+                        child = Child(self._nursery)
+                        if isinstance(error, ChildDied) and not (error.begun or fresh):
+                            fresh = True  # it was dead before it was asked: nobody's fault
                             continue
-                        self._note(found, items, reply)
-                except (ChildTimeout, ChildDied) as error:
-                    child.kill()
-                    child = Child(self._nursery)
-                    # An item that is not waited for: it died between two of them.
-                    item = error.item if error.item in items else items[0]
-                    self._blame(found, item, error, len(attempts))
-                    items.remove(item)
+                        # An item that is not waited for: it died between two of them.
+                        item = error.item if error.item in items else items[0]
+                        self._blame(found, item, error, len(attempts))
+                        items.remove(item)
+            except BaseException:
+                child.kill()
+                raise
             self._idle.append(child)
         return found
 
@@ -110,19 +119,25 @@ class Scorer:
     def _note(found: list[Verdicts], items: list[int], reply: dict[str, Any]) -> None:
         for number, verdicts in reply["items"]:
             found[number] |= {name: unpack(packed) for name, packed in verdicts.items()}
-            with contextlib.suppress(ValueError):
+            if number in items and "done" not in reply:
                 items.remove(number)
+        if "done" in reply:
+            items.remove(reply["done"])
         if reply["end"]:
             items.clear()
 
     def _blame(self, found: list[Verdicts], item: int, error: Exception, attempts: int) -> None:
         """The completion that was looked at; nobody where a verifier of whole groups was at work,
         since nothing says whose fault it is."""
-        group = item == attempts
-        names = self._batch if group else [n for n in self._names if n not in self._batch]
+        group = item >= attempts
+        names = [n for n in self._names if n not in self._batch]
+        if group:
+            names = [self._batch[item - attempts]]
         verdict = failure(str(error))
-        if isinstance(error, ChildTimeout) and not group:
-            verdict = Verdict(value=0.0, outcome="timeout", note=str(error))
+        if isinstance(error, ChildTimeout):
+            verdict = verdict.lasting(self._config.timeout)
+            if not group:
+                verdict = replace(verdict, outcome="timeout")
         for number in range(attempts) if group else [item]:
             found[number] |= dict.fromkeys(names, verdict)
 

@@ -68,6 +68,10 @@ class Unanswered(Exception):
     """No answer that could be read. The message says why."""
 
 
+class Refused(Unanswered):
+    """The service is well and wants nothing of this request."""
+
+
 class Endpoint:
     """One service: tries again while that may help, and leaves it alone when it does not."""
 
@@ -96,12 +100,16 @@ class Endpoint:
                 raise Unanswered(
                     f"left alone for {left:.0f} s more after {self._failures} failures in a row"
                 )
+            if self._failures >= self._config.breaker:  # one may look whether it is back
+                self._closed_until = time.monotonic() + self._config.timeout
             try:
                 async with asyncio.timeout(self._config.timeout):
                     answer = await self._tries(url, body)
             except TimeoutError:
                 self._failed()
                 raise Unanswered(f"no answer within {self._config.timeout:g} s") from None
+            except Refused:
+                raise
             except Unanswered:
                 self._failed()
                 raise
@@ -123,6 +131,11 @@ class Endpoint:
                 await asyncio.sleep(wait)
             try:
                 response = await self._client.post(url, json=body)
+            except (
+                ValueError,
+                TypeError,
+            ) as error:  # a body that is no JSON: NaN, half a character
+                raise Refused(f"the request cannot be sent: {error}") from error
             except httpx.HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"
                 continue
@@ -130,9 +143,9 @@ class Endpoint:
                 return _json(response.content)
             problem = f"status {response.status_code}: {response.text[:200]}"
             if response.status_code not in RETRIED:
-                break
+                raise Refused(problem)
             asked = response.headers.get("retry-after", "")
-            if asked.isdigit():
+            if asked.isdecimal() and asked.isascii() and number < self._config.retries:
                 await asyncio.sleep(int(asked))
         raise Unanswered(problem)
 
@@ -193,7 +206,7 @@ def _number(value: Any) -> Verdict:
 class Judge:
     """A language model that grades, one request per completion."""
 
-    SCORE = re.compile(r"score\W{0,10}(-?\d+(?:\.\d+)?)", re.IGNORECASE)
+    SCORE = re.compile(r"score[^\w-]{0,10}(-?\d{1,20}(?:\.\d{1,20})?)", re.IGNORECASE)
 
     def __init__(self, config: JudgeConfig) -> None:
         self._config = config
@@ -222,17 +235,20 @@ class Judge:
         }
         try:
             answer = await self._endpoint.post(f"{config.url.rstrip('/')}/chat/completions", body)
-            said = answer["choices"][0]["message"]["content"] or ""
+            choice = answer["choices"][0]
+            said = str(choice["message"]["content"] or "")
+            tokens = float((answer.get("usage") or {}).get("total_tokens") or 0)
         except Unanswered as error:
             return [failure(f"{config.url}: {error}")]
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             return [failure(f"{config.url}: not a chat completion: {str(answer)[:200]}")]
+        if choice.get("finish_reason") == "length":
+            return [failure(f"the judge was cut at max_tokens={config.max_tokens}")]
         found = self.SCORE.findall(said)
         if not found or not 0 <= float(found[-1]) <= config.scale:
             return [failure(f"the judge gave no score from 0 to {config.scale:g}: {said[-200:]!r}")]
-        usage = answer.get("usage") or {}
-        parts = {"tokens": float(usage.get("total_tokens", 0))}
-        return [Verdict(value=float(found[-1]) / config.scale, note=said[-200:], parts=parts)]
+        value = float(found[-1]) / config.scale
+        return [Verdict(value=value, note=said[-200:], parts={"tokens": tokens})]
 
 
 async def _timed(asked: Awaitable[Verdicts], count: int) -> Verdicts:

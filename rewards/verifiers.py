@@ -9,6 +9,8 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import json
+import math
 import statistics
 import sys
 import time
@@ -16,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from rewards import answers, formats, maths, programs
 from rewards.score import Attempt, Task, Verdict, failure, finite
@@ -41,6 +43,8 @@ BUILT_IN: dict[str, Function] = {
     "repetition": formats.repetition,
     "length": formats.length,
 }
+OBJECTS = ("extra_info", "info", "metadata")
+"""Columns that datasets hold as JSON text and functions expect as objects."""
 SERVICES = ("reward_model", "http", "judge")
 """Verifiers that are asked elsewhere than in a scoring child (`rewards/services.py`)."""
 
@@ -87,10 +91,11 @@ def form_of(function: Function) -> Form:
     if {"prompt", "completions"} <= named and "prompts" not in named:
         return Form(name="AReaL", batch=False, wants_tokens=True)
     if "completions" in named:
-        return Form(name="TRL", batch=True, wants_tokens=tokens)
+        takes_all = any(p.kind is kinds.VAR_KEYWORD for p in parameters.values())
+        return Form(name="TRL", batch=True, wants_tokens=tokens or takes_all)
     if {"completion", "response", "attempt"} & named:
         return Form(name="by name", batch=False, wants_tokens=tokens)
-    if len(needed) == 2:
+    if len(needed) == 2 and needed[0] not in ANSWER:
         return Form(name="(completion, answer)", batch=False)
     raise ValueError(
         f"its parameters ({', '.join(parameters)}) are of no form that is known: take "
@@ -122,7 +127,11 @@ class Verifier:
         started = time.monotonic()
         figures: dict[str, float] = {}
         try:
-            found = _call(self.function, self.form, task, attempts, figures)
+            if self.built_in:  # never a column: those are the dataset author's
+                values = _plain(task, attempts[0])
+                found = self.function(**_asked(self.function, values))
+            else:
+                found = _call(self.function, self.form, task, attempts, figures)
             values = _values(found, len(attempts)) if self.form.batch else [found]
             verdicts = [_verdict(value) for value in values]
         except Exception as error:  # code we did not write: its failure becomes data
@@ -143,12 +152,20 @@ def _call(
 ) -> Any:
     if form.name == "(completion, answer)":
         found = function(attempts[0].text, task.answer)
+    elif form.name == "verl":
+        values = {
+            "data_source": task.source,
+            "solution_str": attempts[0].text,
+            "ground_truth": task.reference,
+            "extra_info": _object(task.extra.get("extra_info", dict(task.extra))),
+        }
+        found = function(**_asked(function, values))
     elif form.name == "OpenRLHF":
         prompt = task.text
         found = function(
             queries=[prompt + attempt.text for attempt in attempts],
             prompts=[prompt] * len(attempts),
-            labels=[task.answer] * len(attempts),
+            labels=[task.reference] * len(attempts),
         )
     elif form.name == "slime":
         found = function(SimpleNamespace(), _sample(task, attempts[0]))
@@ -159,7 +176,27 @@ def _call(
         values["log_metric"] = lambda name, value: figures.__setitem__(str(name), float(value))
         values["log_extra"] = lambda *_: None
         found = function(**_asked(function, values))
-    return asyncio.run(found) if inspect.iscoroutine(found) else found
+    return _event_loop().run(found) if inspect.iscoroutine(found) else found
+
+
+@functools.cache
+def _event_loop() -> asyncio.Runner:
+    """One for the life of the process: clients that a function keeps are bound to it."""
+    return asyncio.Runner()
+
+
+def _plain(task: Task, attempt: Attempt) -> dict[str, Any]:
+    return {"completion": attempt.text, "answer": task.answer, "num_tokens": attempt.num_tokens}
+
+
+def _object(cell: Any) -> Any:
+    """A column of JSON text as what it says."""
+    if isinstance(cell, str) and cell[:1] in ("{", "["):
+        try:
+            return json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell
+    return cell
 
 
 def _asked(function: Function, values: dict[str, Any]) -> dict[str, Any]:
@@ -168,9 +205,17 @@ def _asked(function: Function, values: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if not _is_bound(function, name)}
     return {
         name: values[name]
-        for name in parameters
-        if name in values and not _is_bound(function, name)
+        for name, parameter in parameters.items()
+        if name in values
+        and not _is_bound(function, name)
+        and (name in PLAIN or not _is_option(parameter))
     }
+
+
+def _is_option(parameter: inspect.Parameter) -> bool:
+    """Set in the recipe or not at all; a column of that name means something else."""
+    has_default = parameter.default is not inspect.Parameter.empty
+    return parameter.kind is inspect.Parameter.KEYWORD_ONLY and has_default
 
 
 def _is_bound(function: Function, name: str) -> bool:
@@ -180,16 +225,17 @@ def _is_bound(function: Function, name: str) -> bool:
 def _by_name(form: Form, task: Task, attempts: Sequence[Attempt]) -> dict[str, Any]:
     """Everything that a function may ask for; lists, one entry per completion, in a batch form."""
     chat = isinstance(task.prompt, list)
-    common = dict.fromkeys(ANSWER, task.answer) | {
+    common = dict.fromkeys(ANSWER, task.reference) | {
         "prompt": task.prompt,
         "data_source": task.source,
         "source": task.source,
-        "extra_info": task.extra.get("extra_info", dict(task.extra)),
+        "extra_info": dict(task.extra),
         "info": dict(task.extra),
         "extra": dict(task.extra),
         "task": task,
     }
-    common |= {k: v for k, v in task.extra.items() if k not in ("prompt", "completion", "extra")}
+    columns = {k: _object(v) if k in OBJECTS else v for k, v in task.extra.items()}
+    common |= {k: v for k, v in columns.items() if k not in ("prompt", "completion", "extra")}
     if form.batch:
         texts: list[Any] = [a.text for a in attempts]
         values = {name: [value] * len(attempts) for name, value in common.items()}
@@ -220,8 +266,8 @@ def _sample(task: Task, attempt: Attempt) -> SimpleNamespace:
     return SimpleNamespace(
         prompt=task.prompt,
         response=attempt.text,
-        label=task.answer,
-        metadata=dict(task.extra.get("metadata") or task.extra),
+        label=task.reference,
+        metadata=_object(task.extra.get("metadata")) or dict(task.extra),
         tokens=list(attempt.token_ids),
         response_length=attempt.num_tokens,
         status=SimpleNamespace(value="truncated" if attempt.truncated else "completed"),
@@ -242,16 +288,27 @@ def _values(found: Any, count: int) -> list[Any]:
 def _verdict(found: Any) -> Verdict | None:
     """What a function returned for one completion: a number, None (does not apply), a dict with
     `score` and further figures, steps, or a Verdict. Raises what a wrong type raises."""
-    if found is None or isinstance(found, Verdict):
-        return found
+    if found is None:
+        return None
+    if isinstance(found, Verdict):
+        return Verdict(
+            value=float(found.value),
+            outcome=found.outcome,
+            note=str(found.note),
+            steps=tuple((int(end), float(value)) for end, value in found.steps),
+            parts={str(name): float(value) for name, value in found.parts.items()},
+        )
     if isinstance(found, Mapping):
         key = next((k for k in ("score", "reward", "rewards") if k in found), None)
         if key is None:
             raise ValueError(f"the dict that it returned has no 'score': {sorted(found)}")
-        figures = {**found, **found.get("parts", {})}
+        figures = {**found, **(found.get("parts") or {})}
         parts = {str(k): float(v) for k, v in figures.items() if k != key and _is_number(v)}
+        parts = {name: value for name, value in parts.items() if math.isfinite(value)}
         return Verdict(value=float(found[key]), parts=parts, note=str(found.get("note", "")))
     if isinstance(found, Sequence) and not isinstance(found, str | bytes):
+        if len(found) == 1 and _is_number(found[0]):  # written for a batch of one
+            return Verdict(value=float(found[0]))
         steps = tuple((int(end), float(value)) for end, value in found)
         value = statistics.fmean(value for _, value in steps) if steps else 0.0
         return Verdict(value=value, steps=steps)
@@ -316,7 +373,7 @@ def find_function(name: str) -> Function:
         )
     if not callable(function):
         raise ValueError(f"rewards.verifiers: {name!r} is a {type(function).__name__}, no function")
-    return function
+    return cast(Function, function() if inspect.isclass(function) else function)
 
 
 def _module(name: str) -> Any:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rewards.score import RAW_ANSWER
+
 ANSWERS = ("answer", "ground_truth", "solution", "label", "target", "reference", "output")
 QUESTIONS = ("prompt", "question", "problem", "messages", "input", "query", "instruction")
 
@@ -18,12 +20,13 @@ class Layout:
 
     name: str
     question: str
-    answer: str
-    """"" takes the last assistant message of the question."""
+    answer: str | None
+    """"" takes the last assistant message of the question; None is a dataset without answers."""
     source: str = ""
 
     def __str__(self) -> str:
         answer = self.answer or "its last assistant message"
+        answer = "none" if self.answer is None else answer
         source = f", source={self.source}" if self.source else ""
         return f"{self.name} layout: question={self.question}, answer={answer}{source}"
 
@@ -46,7 +49,7 @@ def detect(row: Mapping[str, Any]) -> Layout | None:
     if answer is None:
         last = (_messages(row[question]) or [{}])[-1]
         if last.get("role") != "assistant":
-            return None
+            return Layout(name="prompts only", question=question, answer=None, source=source)
         return Layout(name="messages", question=question, answer="", source=source)
     names = {
         ("question", "answer"): "GSM8K",
@@ -75,13 +78,15 @@ def question_of(row: Mapping[str, Any], layout: Layout) -> Any:
     messages = _messages(found)
     if messages is None:
         return found
-    if messages and messages[-1].get("role") == "assistant" and not layout.answer:
+    if messages and messages[-1].get("role") == "assistant" and layout.answer == "":
         return messages[:-1]
     return messages
 
 
 def answer_of(row: Mapping[str, Any], layout: Layout) -> str:
     """The reference answer as a text: JSON where the column holds lists or objects."""
+    if layout.answer is None:
+        return ""
     if layout.answer:
         found = value(row, layout.answer)
     else:
@@ -93,15 +98,17 @@ def answer_of(row: Mapping[str, Any], layout: Layout) -> str:
 
 
 def extra_of(row: Mapping[str, Any], layout: Layout) -> str:
-    """Everything that a reward function may ask for besides question and answer, as JSON: the other
-    columns, the answer's own where it is not a plain text named `answer`, and the messages."""
+    """Everything that a reward function may ask for besides the answer's text, as JSON: the
+    question before any template (as `prompt`), the other columns, and the answer itself where it is
+    no text."""
     plain_answer = layout.answer == "answer" and isinstance(row.get("answer"), str)
     known = {layout.question} | ({"answer"} if plain_answer else set())
     others = {name: cell for name, cell in row.items() if name not in known}
-    question = question_of(row, layout)
-    if isinstance(question, list):
-        others["prompt"] = question
-    return json.dumps(others, default=str) if others else ""
+    answer = value(row, layout.answer) if layout.answer else None
+    if answer is not None and not isinstance(answer, str):
+        others[RAW_ANSWER] = answer
+    others["prompt"] = question_of(row, layout)
+    return json.dumps(others, default=str)
 
 
 def _fields(cell: Any) -> Mapping[str, Any]:

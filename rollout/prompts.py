@@ -178,7 +178,7 @@ class PromptStream:
 def _layout(config: PromptConfig, rows: list[dict[str, Any]]) -> Layout:
     """What the options say, and what is recognised where they say nothing."""
     found = detect(rows[0])
-    if found is None and not (config.question and config.answer):
+    if found is None and not config.question:
         raise ValueError(
             f"dataset {config.dataset!r}: no layout that is known has the columns "
             f"{', '.join(rows[0])}; set prompts.question and prompts.answer"
@@ -187,7 +187,7 @@ def _layout(config: PromptConfig, rows: list[dict[str, Any]]) -> Layout:
     return Layout(
         name="your" if config.question or config.answer else found.name,
         question=config.question or found.question,
-        answer=config.answer or found.answer,
+        answer=config.answer or (found.answer if not config.question or found.answer else None),
         source=config.source or found.source,
     )
 
@@ -200,10 +200,10 @@ def _columns(
     references: list[str] = []
     for number, row in enumerate(rows):
         question, reference = question_of(row, layout), answer_of(row, layout)
-        for option, path, found in (
-            ("question", layout.question, question),
-            ("answer", layout.answer, reference),
-        ):
+        asked = [("question", layout.question, question)]
+        if layout.answer is not None:
+            asked.append(("answer", layout.answer, reference))
+        for option, path, found in asked:
             if found in (None, "", []):
                 what = "is empty" if value(row, path) is not None else "does not exist"
                 raise ValueError(

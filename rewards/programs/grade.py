@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rewards.answers import fenced
 from rewards.programs.sandbox import Broken, Ended, Late, Limits, Sandbox, Tier
 from rewards.programs.suite import Malformed, Test
 from rewards.score import Outcome
@@ -40,25 +41,7 @@ def program_in(completion: str) -> str:
     'print(1)\\n'
     """
     said = completion.rpartition("</think>")[2]
-    labelled, bare = "", ""
-    block: list[str] | None = None
-    label = ""
-    for line in said.splitlines(keepends=True):
-        fence = line.strip()
-        if not fence.startswith("```"):
-            if block is not None:
-                block.append(line)
-        elif block is None:
-            block, label = [], fence[3:].strip().lower()
-        elif fence == "```":
-            if label in PYTHON:
-                labelled = "".join(block)
-            elif not label:
-                bare = "".join(block)
-            block = None
-        else:  # a block within a block: the outer one was never closed
-            block, label = [], fence[3:].strip().lower()
-    return labelled or bare or said
+    return fenced(said, PYTHON) or said
 
 
 def grade(
