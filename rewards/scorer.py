@@ -15,8 +15,10 @@ from rewards.verifiers import SERVICES, load
 Verdicts = dict[str, Verdict | None]
 """Of one completion, by verifier."""
 
+TURNS = 2
+"""Groups that are scored at the same time: while one is read and written, the other is at work."""
 LANES = 8
-"""Groups that one scorer has under way at most: one, and those whose turn was handed on."""
+"""Groups that one scorer has under way at most: those, and those whose turn was handed on."""
 
 
 def settings_of(config: RewardConfig) -> dict[str, Any]:
@@ -46,8 +48,8 @@ class Scorer:
     """Scores groups in children that are replaced when they hang or die; the verdicts on siblings
     do not depend on it.
 
-    One group at a time: but when a completion takes long, the next group has its turn, so that one
-    that hangs keeps nobody waiting. Methods may be called from up to `LANES` threads.
+    Two groups at a time; when a completion takes long, another group has its turn, so that one that
+    hangs keeps nobody waiting. Methods may be called from up to `LANES` threads.
     """
 
     def __init__(self, config: RewardConfig, max_tokens: int = 0) -> None:
@@ -59,7 +61,7 @@ class Scorer:
         self._wants_tokens = any(v.form.wants_tokens for v in loaded)
         self._names = [v.name for v in loaded]
         self._patience = max(config.timeout / 50, 0.02)
-        self._turn = threading.Semaphore()
+        self._turn = threading.Semaphore(TURNS)
         self._nursery = Nursery(settings)
         self._idle: list[Child] = []
         if self._names:

@@ -117,6 +117,16 @@ class Verifier:
 
     def one(self, task: Task, attempt: Attempt) -> Verdict | None:
         """The verdict on one completion; a failure for whatever the function raises."""
+        if self.form.name == "(completion, answer)":
+            started = time.monotonic()
+            try:
+                value = self.function(attempt.text, task.answer)
+                if type(value) is float and math.isfinite(value):  # most are: no detour for them
+                    return Verdict(value=value, seconds=time.monotonic() - started)
+                verdict = _verdict(_awaited(value))
+            except Exception as error:  # code we did not write: its failure becomes data
+                verdict = failure(error)
+            return verdict and finite(verdict).lasting(time.monotonic() - started)
         return self._judged(task, [attempt])[0]
 
     def group(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdict | None]:
@@ -150,9 +160,7 @@ def _call(
     attempts: Sequence[Attempt],
     figures: dict[str, float],
 ) -> Any:
-    if form.name == "(completion, answer)":
-        found = function(attempts[0].text, task.answer)
-    elif form.name == "verl":
+    if form.name == "verl":
         values = {
             "data_source": task.source,
             "solution_str": attempts[0].text,
@@ -176,6 +184,10 @@ def _call(
         values["log_metric"] = lambda name, value: figures.__setitem__(str(name), float(value))
         values["log_extra"] = lambda *_: None
         found = function(**_asked(function, values))
+    return _awaited(found)
+
+
+def _awaited(found: Any) -> Any:
     return _event_loop().run(found) if inspect.iscoroutine(found) else found
 
 
@@ -200,7 +212,7 @@ def _object(cell: Any) -> Any:
 
 
 def _asked(function: Function, values: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters
+    parameters = _parameters(function)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return {name: value for name, value in values.items() if not _is_bound(function, name)}
     return {
@@ -210,6 +222,11 @@ def _asked(function: Function, values: dict[str, Any]) -> dict[str, Any]:
         and not _is_bound(function, name)
         and (name in PLAIN or not _is_option(parameter))
     }
+
+
+@functools.cache
+def _parameters(function: Function) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
 def _is_option(parameter: inspect.Parameter) -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -246,6 +247,60 @@ def test_gsm8k_gold_solutions_score_one_and_perturbed_ones_zero(shared: Path, ve
     assert (right, wrong) == (1319, 1319)
 
 
+@pytest.mark.parametrize(
+    ("verifier", "completion", "answer", "expected"),
+    [
+        (number, "The answer is \u22125.", "5", 0.0),
+        (number, "The answer is \u22125.", "-5", 1.0),
+        (number, "The answer is 1/2", "2", 0.0),
+        (number, "10^2", "2", 0.0),
+        (number, "<think><answer>7</answer></think> It is 8.", "7", 0.0),
+        (number, "<think><answer>7</answer></think> It is 8.", "8", 1.0),
+        (same_maths, "<think><answer>7</answer></think> It is 8.", "8", 1.0),
+        (same_maths, "The answer is 42 [1].", "42", 1.0),
+        (number, r"<answer>\boxed{42}</answer>", "42", 1.0),
+        (number, r"\boxed{\$42}", "42", 1.0),
+        (number, r"\boxed{42\text{ cm}}", "42", 1.0),
+        (number, r"\boxed{18{,}000}", "18000", 1.0),
+        (number, "#### 42 dollars", "42", 1.0),
+        (number, "#### 42<|im_end|>", "42", 1.0),
+        (number, "#### Step 3: Conclusion\nSo the answer is 42.", "42", 1.0),
+        (same_maths, "#### Step 3: Conclusion\nSo the answer is 42.", "42", 1.0),
+        (same_maths, r"\boxed{1,2}", "1,2", 1.0),
+        (same_maths, r"\boxed{1.2}", "1,2", 0.0),
+        (same_maths, r"\boxed{3,5,7}", "3,5,7", 1.0),
+        (same_maths, r"\boxed{12.13}", "12,13", 0.0),
+        (same_maths, r"\boxed{\$36}", r"\$36", 1.0),
+        (same_maths, r"\boxed{36}", r"\$36", 1.0),
+        (same_maths, r"\boxed{\text{Navin and Luka}}", r"\text{Navin and Luka}", 1.0),
+        (same_maths, r"\boxed{\angle ABC}", r"\angle ABC", 1.0),
+        (same_maths, r"\boxed{x=5}", "5", 1.0),
+        (same_maths, r"\boxed{90^\circ}", "90", 1.0),
+        (same_maths, r"\boxed{1\frac{1}{2}}", "3/2", 1.0),
+        (same_maths, r"\boxed{50\%}", r"50\%", 1.0),
+        (same_maths, r"\boxed{2.5\times 10^3}", "2500", 1.0),
+        (same_maths, r"\boxed{-\frac{3}{4}}", "-0.75", 1.0),
+        (choice, "the best answer is B because…", "B", 1.0),
+        (choice, "Therefore, B is correct.", "B", 1.0),
+        (choice, "The correct option is (C).", "C", 1.0),
+        (choice, "I choose option B.", "B", 1.0),
+        (choice, "Answer: C - Paris", "C", 1.0),
+        (choice, 'The answer is "B"', "B", 1.0),
+        (choice, "`B`", "B", 1.0),
+        (choice, "B!", "B", 1.0),
+        (choice, "B; because", "B", 1.0),
+        (choice, "B<|im_end|>", "B", 1.0),
+        (choice, "The answer is A, B, C, D", "A", 0.0),
+        (text, "The answer is Paris. It is the capital.", "Paris", 1.0),
+        (text, "The answer is Paris. This result isn't surprising.", "Paris", 1.0),
+        (text, "C#", "C", 0.0),
+        (text, "!!!", "?", 0.0),
+    ],
+)
+def test_answers_as_models_write_them(verifier: Any, completion: str, answer: str, expected: float):
+    assert verifier(completion, answer) == expected
+
+
 # -- anything at all ------------------------------------------------------------------------------
 
 OPTIONS = {"json": {"schema": {"type": "object"}}, "regex": {"pattern": "a+b"}}
@@ -292,8 +347,10 @@ VERIFIERS = {name: verifier(name) for name in TEXTUAL}
         "<answer>" * 10_000,
         "a " * 50_000,
         "(" * 50_000,
+        "\\[" * 50_000,
+        "``` \n" * 20_000,
     ],
-    ids=["noise", "digits", "boxes", "tags", "words", "brackets"],
+    ids=["noise", "digits", "boxes", "tags", "words", "brackets", "formulas", "fences"],
 )
 def test_long_completions_take_no_long_time(name: str, said: str):
     started = time.monotonic()

@@ -541,7 +541,8 @@ WON = True
 """,
     "change a semaphore": """
 import ctypes, struct
-WON = ctypes.CDLL(None, use_errno=True).syscall(220, 0, struct.pack("Hhh", 0, 1, 2048), 1, None) == 0
+one = struct.pack("Hhh", 0, 1, 2048)
+WON = ctypes.CDLL(None).syscall(220, 0, one, 1, None) == 0
 """,
     "limit others": "import os, resource\nresource.prlimit(os.getppid(), 7, (3, 3))\nWON = True",
     "slow others": "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)\nWON = True",
@@ -574,13 +575,14 @@ def test_attacks_that_once_worked(name: str, tier: Tier, outside: Outside):
     ("tests", "program", "passed"),
     [
         ('["def test_add():\\n    assert add(1, 2) == 3"]', "pass", False),
-        ('["def test_add():\\n    assert add(1, 2) == 3"]', "def add(a, b):\n    return a + b", True),
+
         ('["s = S()\\nassert s.up() == 1\\nassert s.up() == 2"]',
-         "class S:\n    n = 0\n    def up(self):\n        self.n += 1\n        return self.n", True),
+         "class S:\n    n = 0\n    def up(self):\n        self.n += 1\n        return self.n",
+         True),
         ('["assert (r := f(3)) == 9\\nassert r > 5"]', "def f(x):\n    return x * x", True),
         ('["f()\\nassert n == 1"]', "n = 0\ndef f():\n    global n\n    n += 1", True),
-        ('["assert f() == 0.5"]', "from fractions import Fraction\ndef f():\n    return Fraction(1, 2)",
-         True),
+        ('["assert f() == 0.5"]',
+         "from fractions import Fraction\ndef f():\n    return Fraction(1, 2)", True),
         ('["assert f() == {\'a\'}"]', "def f():\n    return {'a': 1}.keys()", True),
         ('{"inputs": [[5]], "outputs": [[5]], "fn_name": "f"}', "def f(x):\n    return [x]", True),
         ('["assert f(1) == 2"]',
@@ -597,12 +599,9 @@ def test_tests_mean_what_they_say(tests: str, program: str, passed: bool):
 
 
 def test_tests_that_nobody_would_call_are_refused():
-    for text in (
-        "async def test_f():\n    assert f() == 1",
-        "class T:\n    def test(self):\n        assert f()",
-    ):
+    for head in ("async def test_f():", "class T:\n  def test(self):"):
         with pytest.raises(ValueError, match="would never be called"):
-            suite_of(text)
+            suite_of(f"{head}\n      assert f() == 1")
     assert [t.weak for t in suite_of('["assert all(f(a) == b for a, b in [(1, 2)])"]')] == [True]
 
 

@@ -74,6 +74,15 @@ def test_a_reference_that_is_no_number_is_our_failure():
     assert "about forty" in score.note
 
 
+def test_what_is_only_logged_decides_nothing():
+    rubric = Rubric(weights={"a": 1.0, "log": 0.0})
+    failed = Verdict(value=0.0, outcome="unscorable", note="down")
+    score = rubric.score(attempt("x"), {"a": Verdict(value=1.0), "log": failed})
+    assert (score.outcome, score.reward) == ("scored", 1.0)
+    score = rubric.score(attempt("x"), {"a": None, "log": Verdict(value=3.0)})
+    assert score.outcome == "unscorable"
+
+
 def test_further_figures_are_logged_and_not_weighed():
     verdict = Verdict(value=1.0, parts={"passed": 0.5})
     score = Rubric(weights={"code": 2.0}).score(attempt("x"), {"code": verdict})
@@ -125,6 +134,9 @@ def verify(completion, answer):
     if completion == "spawn":
         subprocess.Popen(["sleep", "301"])
         time.sleep(300)
+    if completion == "daemon":
+        subprocess.Popen(["sleep", "301"], start_new_session=True)
+        time.sleep(300)
     if completion == "exit":
         os._exit(3)
     if completion == "segfault":
@@ -138,6 +150,8 @@ def verify(completion, answer):
     if completion == "print":
         print('{"items": [[0, {}]], "end": true}'); sys.stdout.flush()
     return 1.0
+def count(completions, **_):
+    return [float(len(completions))] * len(completions)
 def whole_group(completions, **_):
     if "hang the group" in completions:
         while True: pass
@@ -298,8 +312,50 @@ def test_a_nursery_that_dies_is_replaced(module: None):
     nursery = hostile._nursery._process.pid
     os.kill(nursery, 9)
     time.sleep(0.2)
-    assert outcomes(hostile, "good")[0][0] in ("unscorable", "scored"), "its child died with it"
-    assert outcomes(hostile, "good") == [("scored", 1.0)]
+    assert outcomes(hostile, "good", "exit", "good") == [
+        ("scored", 1.0),
+        ("unscorable", None),
+        ("scored", 1.0),
+    ], "the child that died with it is nobody's fault"
+    hostile.close()
+
+
+def test_a_scorer_closes_at_once_whatever_its_children_do(module: None):
+    for texts in ((), ("good",), ("hang",)):
+        hostile = scorer(0.2)
+        if texts:
+            outcomes(hostile, *texts)
+        started = time.monotonic()
+        hostile.close()
+        assert time.monotonic() - started < 3.0
+
+
+def test_what_left_the_childs_session_ends_as_well(module: None):
+    hostile = scorer(0.5)
+    assert outcomes(hostile, "daemon") == [("timeout", 0.0)]
+    deadline = time.monotonic() + 2
+    while sleepers() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not sleepers()
+    hostile.close()
+
+
+def test_one_hung_verifier_of_groups_does_not_take_the_other_along(module: None):
+    names = ("hostile_verifier:whole_group", "hostile_verifier:count")
+    both = Scorer(RewardConfig.model_validate(
+        {"verifiers": {names[0]: 1.0, names[1]: 1.0}, "timeout": 0.5}
+    ))  # fmt: skip
+    found = both.verdicts(Task(answer=""), [attempt("hang the group"), attempt("b")])
+    both.close()
+    for verdicts in found:
+        assert verdicts[names[0]].outcome == "unscorable"  # type: ignore[union-attr]
+        assert verdicts[names[1]].outcome == "scored"  # type: ignore[union-attr]
+
+
+def test_a_large_group_goes_through_the_pipes(module: None):
+    hostile = scorer(5.0)
+    scores = outcomes(hostile, *("x" * 300_000 for _ in range(8)))
+    assert scores == [("scored", 1.0)] * 8
     hostile.close()
 
 

@@ -1,5 +1,7 @@
 """Reward functions as they were written for other systems, recognised by their parameters."""
 
+from pathlib import Path
+
 import pytest
 
 from cluster.scoring import check
@@ -207,3 +209,67 @@ def test_wrong_options_of_a_service_are_refused():
 
 def test_a_verdict_can_be_made_by_hand():
     assert Verdict(value=1.0).lasting(2.0).seconds == 2.0
+
+
+def test_columns_reach_functions_of_users_and_never_options_or_built_ins(file: str):
+    """A dataset's author writes its columns; the recipe's author sets limits and answers."""
+    extra = {"answer": 9, "tags": ["algebra"], "seconds": 0.0, "bonus": 50.0, "pattern": "x"}
+    task = Task(prompt="Q?", answer="4", extra=extra)
+    for name, said, value in (
+        ("number", "it is 4", 1.0),
+        ("tags", "<think>a</think><answer>4</answer>", 1.0),
+        ("math", "4", 1.0),
+    ):
+        verdict = load(name).one(task, attempts(said)[0])
+        assert verdict is not None and (verdict.outcome, verdict.value) == ("scored", value), name
+    own = load(f"{file}:with_options").one(task, attempts("4")[0])
+    assert own is not None and own.value == 1.0, "an option is set in the recipe or not at all"
+
+
+STRUCTURED = """
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    return float(int(solution_str) == ground_truth["target"] and extra_info["index"] == 3)
+
+def by_number(completion, label):
+    return float(int(completion) == label)
+
+async def client(completion, answer):
+    import asyncio
+    global lock
+    if "lock" not in globals():
+        lock = asyncio.Lock()
+    async with lock:
+        return 1.0
+"""
+
+
+def test_answers_keep_the_type_that_the_dataset_gave_them(tmp_path: Path):
+    from rollout.layouts import answer_of, detect, extra_of
+    from rollout.types import Prompt
+
+    (tmp_path / "structured.py").write_text(STRUCTURED)
+
+    def task_of(row: dict) -> Task:
+        layout = detect(row)
+        assert layout is not None
+        prompt = Prompt(
+            id="a",
+            token_ids=[],  # type: ignore[arg-type]
+            text="<|user|>Q?<|assistant|>",
+            answer=answer_of(row, layout),
+            source="",
+            extra=extra_of(row, layout),
+        )
+        return prompt.task()
+
+    verl = {
+        "prompt": "Q?",
+        "reward_model": {"ground_truth": {"target": 4, "numbers": [1, 3]}},
+        "extra_info": '{"index": 3}',
+    }
+    assert task_of(verl).prompt == "Q?", "as the dataset has it, without our template"
+    for row, function in ((verl, "compute_score"), ({"prompt": "Q?", "label": 4}, "by_number")):
+        verdict = load(f"{tmp_path}/structured.py:{function}").one(task_of(row), attempts("4")[0])
+        assert verdict is not None and (verdict.outcome, verdict.value) == ("scored", 1.0), verdict
+    twice = load(f"{tmp_path}/structured.py:client")
+    assert [twice.one(TASK, a).outcome for a in attempts("a", "b")] == ["scored"] * 2  # type: ignore[union-attr]
