@@ -46,8 +46,8 @@ class RewardConfig(BaseModel):
     """The penalty at `max_tokens`, taken from the reward; part `overlong` in the metrics."""
 
     scorers: int = Field(default=1, ge=1)
-    """Reward actors. Each scores two groups at a time (more when some take long), in child processes
-    that can be killed."""
+    """Reward actors. Each scores two groups at a time (more when some take long), in children that
+    can be killed."""
 
     timeout: float = Field(default=10.0, gt=0)
     """Seconds that one completion may take to score. Beyond it the child is killed and the

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from rewards.programs import code, confine
 from rewards.programs.__main__ import main, suite_for
+from rewards.programs.frames import Malformed, decode
 from rewards.programs.grade import Report, grade, program_in
 from rewards.programs.sandbox import TIERS, Limits, Sandbox, Tier, sweep, why_not
-from rewards.programs.suite import Malformed, decode, stdin, suite_of
+from rewards.programs.suite import stdin, suite_of
 
 ROOT = Path(__file__).resolve().parent.parent
 HONEST = sorted((ROOT / "tests/programs/honest").glob("*.py"))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewards.answers import fenced
+from rewards.programs.frames import Malformed, Test
 from rewards.programs.sandbox import Broken, Ended, Late, Limits, Sandbox, Tier
-from rewards.programs.suite import Malformed, Test
 from rewards.score import Outcome
 
 PYTHON = ("python", "python3", "py")
