@@ -145,18 +145,18 @@ def _verdicts(verifiers: list[Verifier], request: dict[str, Any], progress: mmap
     for number in request["items"]:
         begun = time.monotonic()
         progress[: PROGRESS.size] = PROGRESS.pack(number, int(begun * 1e9))
-        if begun - sent > FLUSH_SECONDS and done:
+        whole_group = number >= len(attempts)
+        if done and (whole_group or begun - sent > FLUSH_SECONDS):
             yield {"items": done, "end": False}
             done, sent = [], begun
-        if number < len(attempts):
+        if not whole_group:
             found = {v.name: pack(v.one(task, attempts[number])) for v in singles}
             done.append([number, found])
             continue
         verifier = groups[number - len(attempts)]
         found = verifier.group(task, attempts)
-        done += [[i, {verifier.name: pack(verdict)}] for i, verdict in enumerate(found)]
-        yield {"items": done, "end": False, "done": number}
-        done = []
+        said = [[i, {verifier.name: pack(verdict)}] for i, verdict in enumerate(found)]
+        yield {"items": said, "end": False, "done": number}
     progress[: PROGRESS.size] = PROGRESS.pack(-1, 0)
     yield {"items": done, "end": True}
 

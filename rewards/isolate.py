@@ -110,11 +110,11 @@ class Nursery:
     def close(self) -> None:
         """End it; at the end of its socket it ends all children and what they started."""
         self._socket.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(5)
-        with contextlib.suppress(ProcessLookupError):
+        except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, 9)
-        self._process.wait()
+            self._process.wait()
 
 
 class Child:

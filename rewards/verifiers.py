@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from rewards import answers, formats, maths, programs
-from rewards.score import Attempt, Task, Verdict, failure, finite
+from rewards.score import RAW_ANSWER, Attempt, Task, Verdict, failure, finite
 
 Function = Callable[..., Any]
 
@@ -43,6 +43,8 @@ BUILT_IN: dict[str, Function] = {
     "repetition": formats.repetition,
     "length": formats.length,
 }
+HIDDEN = ("prompt", "completion", "extra", RAW_ANSWER)
+"""Keys of a task's extra facts that are no columns, or whose names mean something else here."""
 OBJECTS = ("extra_info", "info", "metadata")
 """Columns that datasets hold as JSON text and functions expect as objects."""
 SERVICES = ("reward_model", "http", "judge")
@@ -252,7 +254,7 @@ def _by_name(form: Form, task: Task, attempts: Sequence[Attempt]) -> dict[str, A
         "task": task,
     }
     columns = {k: _object(v) if k in OBJECTS else v for k, v in task.extra.items()}
-    common |= {k: v for k, v in columns.items() if k not in ("prompt", "completion", "extra")}
+    common |= {k: v for k, v in columns.items() if k not in HIDDEN}
     if form.batch:
         texts: list[Any] = [a.text for a in attempts]
         values = {name: [value] * len(attempts) for name, value in common.items()}
