@@ -121,7 +121,9 @@ def _child(verifiers: list[Verifier], read_fd: int, write_fd: int, memory_fd: in
         progress = mmap.mmap(memory_fd, mmap.PAGESIZE)
         with os.fdopen(read_fd, "rb") as requests, os.fdopen(write_fd, "wb") as replies:
             for line in requests:
-                for reply in _verdicts(verifiers, json.loads(line), progress):
+                request = json.loads(line)
+                for reply in _verdicts(verifiers, request, progress):
+                    reply["id"] = request["id"]
                     replies.write(json.dumps(reply).encode() + b"\n")
                     replies.flush()
     except BaseException:

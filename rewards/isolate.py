@@ -137,8 +137,8 @@ class Child:
         self._sent = 0
 
     def send(self, value: dict[str, Any]) -> None:
-        data = memoryview(json.dumps(value).encode() + b"\n")
         self._sent = time.monotonic_ns()
+        data = memoryview(json.dumps({**value, "id": self._sent}).encode() + b"\n")
         self._progress[: PROGRESS.size] = PROGRESS.pack(value["items"][0], self._sent)
         try:
             while data:
@@ -183,7 +183,10 @@ class Child:
                 raise self._died()
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return json.loads(line)
+        reply = json.loads(line)
+        if reply["id"] != self._sent:  # one group's verdicts are never another's
+            raise ChildDied("the scoring child is out of step", self._at()[0], True)
+        return reply
 
     def _at(self) -> tuple[int, int]:
         """The item that it is at, and when that began."""

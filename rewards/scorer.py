@@ -95,12 +95,13 @@ class Scorer:
                 while items:
                     try:
                         child.send({**request, "items": items})
-                        while items:
+                        reply: dict[str, Any] | None = None
+                        while reply is None or not reply["end"]:  # nothing stays in the pipe
                             reply = child.receive(self._config.timeout, self._patience)
                             if reply is None:
                                 hand_on()
-                                continue
-                            self._note(found, items, reply)
+                            else:
+                                self._note(found, items, reply)
                     except (ChildTimeout, ChildDied) as error:
                         child.kill()
                         child = Child(self._nursery)
@@ -108,9 +109,10 @@ class Scorer:
                             fresh = True  # it was dead before it was asked: nobody's fault
                             continue
                         # An item that is not waited for: it died between two of them.
-                        item = error.item if error.item in items else items[0]
-                        self._blame(found, item, error, len(attempts))
-                        items.remove(item)
+                        if items:
+                            item = error.item if error.item in items else items[0]
+                            self._blame(found, item, error, len(attempts))
+                            items.remove(item)
             except BaseException:
                 child.kill()
                 raise

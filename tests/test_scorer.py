@@ -362,3 +362,17 @@ def test_a_large_group_goes_through_the_pipes(module: None):
 def test_a_verifier_that_cannot_be_loaded_is_an_error_at_the_start():
     with pytest.raises(ValueError, match="cannot import 'nowhere'"):
         scorer(1.0, "nowhere:f")
+
+
+def test_what_one_group_is_told_stays_with_it(module: None):
+    """Every mixture of verifiers, group after group through the same child: none gets the verdicts
+    of the one before."""
+    for names in (("verify",), ("count",), ("count", "verify"), ("verify", "count", "whole_group")):
+        each = scorer(5.0, *(f"hostile_verifier:{name}" for name in names))
+        for size in (1, 3, 2, 5):
+            found = each.verdicts(Task(answer=""), [attempt(str(n)) for n in range(size)])
+            expected = {"verify": 1.0, "count": float(size), "whole_group": float(size)}
+            for verdicts in found:
+                said = {n.partition(":")[2]: v and v.value for n, v in verdicts.items()}
+                assert said == {name: expected[name] for name in names}
+        each.close()

@@ -32,6 +32,7 @@ GRACE_SECONDS = 0.5
 """Beyond a program's deadline, for the runner to end it and say so."""
 HERE = Path(__file__).resolve().parent
 PREFIX = "cohort-program-"
+SCRATCH = "/scratch"
 RUNNER = HERE / "runner.py"
 PYTHON = os.path.realpath(Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}")
 RUN = ("-I", "-S", "-X", "utf8")
@@ -39,7 +40,7 @@ SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/etc/ld.so.cache")
 """What an interpreter and its libraries need of a system."""
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
-    "HOME": "/tmp",
+    "HOME": "/",
     "LANG": "C.UTF-8",
     "MALLOC_ARENA_MAX": "1",  # threads would map 128 MiB each, of a limited address space
     "OMP_NUM_THREADS": "1",
@@ -200,7 +201,7 @@ class Sandbox:
             **limits,
             "program": program,
             "packages": folders,
-            "scratch": "/tmp" if wrapped else self._scratch,
+            "scratch": SCRATCH if wrapped else self._scratch,
             "scratch_is_sized": wrapped,
             "owns_pids": wrapped,
             "uid": free_uid() if own_uid else 0,
@@ -305,7 +306,8 @@ def _bubblewrapped(limits: Limits, folders: list[str]) -> list[str]:
                 command += ["--perms", "0755", "--dir", str(parent)]
             command += ["--ro-bind", path, path]
     command += ["--ro-bind", str(HERE), "/sandbox", "--proc", "/proc", "--dev", "/dev"]
-    command += ["--perms", "0711", "--size", str(limits.scratch_mib << 20), "--tmpfs", "/tmp"]
+    command += ["--dir", "/tmp", "--perms", "0711", "--size", str(limits.scratch_mib << 20)]
+    command += ["--tmpfs", SCRATCH]  # not /tmp: an interpreter or a package may be bound below it
     command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
     return [*command, PYTHON, *RUN, f"/sandbox/{RUNNER.name}"]
 
