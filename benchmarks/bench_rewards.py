@@ -19,7 +19,7 @@ from typing import Any, cast
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from run import interval  # noqa: E402
+from run import chosen, interval  # noqa: E402
 
 GROUP = 16
 PAIRS = 7
@@ -195,11 +195,7 @@ BENCHMARKS: dict[str, Callable[[Any], None]] = {
 
 
 def main() -> int:
-    names = sys.argv[1:] or list(BENCHMARKS)
-    unknown = [name for name in names if name not in BENCHMARKS]
-    if unknown:
-        print(f"no benchmark {unknown}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
-        return 2
+    names = chosen(BENCHMARKS)
     import ray
 
     with tempfile.TemporaryDirectory() as folder:

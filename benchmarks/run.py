@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -253,12 +253,18 @@ BENCHMARKS: dict[str, Callable[[str], None]] = {
 }
 
 
-def main() -> int:
-    names = sys.argv[1:] or list(BENCHMARKS)
-    unknown = [name for name in names if name not in BENCHMARKS]
+def chosen(benchmarks: Iterable[str]) -> list[str]:
+    """Those named on the command line, or all. Ends with status 2 at a name that is none."""
+    known = list(benchmarks)
+    unknown = [name for name in sys.argv[1:] if name not in known]
     if unknown:
-        print(f"no benchmark {unknown}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
-        return 2
+        print(f"no benchmark {unknown}; there are {', '.join(known)}", file=sys.stderr)
+        raise SystemExit(2)
+    return sys.argv[1:] or known
+
+
+def main() -> int:
+    names = chosen(BENCHMARKS)
     os.environ.update(ENV)
     from recipes.demo import build
 

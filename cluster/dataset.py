@@ -73,15 +73,12 @@ def preview(file: Path, recipes: Sequence[str], overrides: Sequence[str], row: i
         print(f"columns for reward functions: {', '.join(sorted(prompt.task().extra))}")
     print("scored samples:")
     samples = [prompt.answer, "I do not know."] if _functions(config) else []
-    for text, score in zip(samples, _sampled(config, prompt, samples), strict=True):
+    scores = _score(config, [prompt], samples)[0] if samples else []
+    for text, score in zip(samples, scores, strict=True):
         shown = f"{score.reward:g}" if score.reward is not None else "none"
         parts = ", ".join(f"{name} {value:g}" for name, value in score.parts.items())
         note = f" ({score.note})" if score.note else ""
         print(f"  {text[:60]!r}: {score.outcome}, reward {shown}; {parts}{note}")
-
-
-def _sampled(config: RunConfig, prompt: Prompt, samples: list[str]) -> list[Score]:
-    return _score(config, [prompt], samples)[0] if samples else []
 
 
 def marked(tokenizer: Any, ids: Sequence[int]) -> str:

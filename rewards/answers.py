@@ -92,6 +92,16 @@ def reference(answer: str) -> str:
     return (found[-1] if found else answer).strip()
 
 
+def marked_answer(text: str) -> str | None:
+    """What is marked as the answer: the last answer block, else the last box, else what follows the
+    last `####`."""
+    block = last_answer_block(text)
+    if block is not None:
+        return block
+    boxes = boxed(text)
+    return boxes[-1][2] if boxes else hashed(text)
+
+
 def final_answer(text: str) -> str | None:
     """The part of a completion that states its answer: the last answer block, else the last box,
     else what follows the last `####`, else the last number.
@@ -100,15 +110,9 @@ def final_answer(text: str) -> str | None:
     ('7', '12')
     """
     text = said(text)
-    block = last_answer_block(text)
-    if block is not None:
-        return block
-    boxes = boxed(text)
-    if boxes:
-        return boxes[-1][2]
-    hashes = hashed(text)
-    if hashes is not None:
-        return hashes
+    marked = marked_answer(text)
+    if marked is not None:
+        return marked
     numbers = list(NUMBER.finditer(text.replace(MINUS, "-")))
     if not numbers:
         return None
@@ -238,13 +242,8 @@ def text(completion: str, answer: str) -> float:
 
 def _stated_text(completion: str) -> str:
     rest = said(completion)
-    block = last_answer_block(rest)
-    if block is not None:
-        return block
-    boxes, hashes = boxed(rest), hashed(rest)
-    if boxes or hashes:
-        return boxes[-1][2] if boxes else hashes or ""
-    return stated(rest) or rest
+    marked = marked_answer(rest)
+    return marked if marked is not None else stated(rest) or rest
 
 
 def _plain(value: str) -> str:

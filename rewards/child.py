@@ -7,7 +7,6 @@ culprit. The nursery ends with its actor, whatever killed that; children end wit
 """
 
 import contextlib
-import ctypes
 import json
 import mmap
 import os
@@ -21,10 +20,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from rewards.programs import confine
 from rewards.score import Attempt, Task, Verdict
 from rewards.verifiers import Verifier, load
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_CHILD_SUBREAPER = 36
 MESSAGE = 32
 """Bytes of a request to the nursery."""
 PROGRESS = struct.Struct("=qq")
@@ -34,7 +34,7 @@ FLUSH_SECONDS = 0.02
 
 
 def main(fd: int) -> None:
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    confine.prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     with socket.socket(fileno=fd) as actor:
         lines = actor.makefile("rb")
@@ -53,6 +53,7 @@ def main(fd: int) -> None:
 
 def _serve(actor: socket.socket, verifiers: list[Verifier]) -> None:
     """Fork and reap on demand, until the actor's end of the socket is closed."""
+    nursery = os.getpid()
     children: set[int] = set()
     while True:
         message, fds, *_ = socket.recv_fds(actor, MESSAGE, 3)
@@ -69,7 +70,7 @@ def _serve(actor: socket.socket, verifiers: list[Verifier]) -> None:
         pid = os.fork()
         if pid == 0:
             os.close(actor.detach())
-            _child(verifiers, *fds)
+            _child(verifiers, nursery, *fds)
         os.setpgid(pid, pid)  # here and there: whoever comes first, it leads its group by now
         children.add(pid)
         for fd in fds:
@@ -113,11 +114,13 @@ def _warm(verifiers: list[Verifier]) -> None:
             best_tier(allow_unsandboxed=bool(verifier.options.get("allow_unsandboxed")))
 
 
-def _child(verifiers: list[Verifier], read_fd: int, write_fd: int, memory_fd: int) -> None:
+def _child(
+    verifiers: list[Verifier], nursery: int, read_fd: int, write_fd: int, memory_fd: int
+) -> None:
     """Never returns."""
     try:
         os.setpgid(0, 0)  # killing its group ends what a verifier started, too
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        confine.die_with_parent(nursery)
         progress = mmap.mmap(memory_fd, mmap.PAGESIZE)
         with os.fdopen(read_fd, "rb") as requests, os.fdopen(write_fd, "wb") as replies:
             for line in requests:

@@ -136,9 +136,8 @@ def language(completion: str, answer: str, *, language: str = "en") -> float:
     total = right = 0
     for sentence in re.split(r"[.!?\u3002\uff01\uff1f\n]+", CODE.sub(" ", completion)):
         words = [word for word in WORD.findall(sentence) if not word.isascii() or word.isalpha()]
-        size = sum(
-            len(word.encode()) for word in words
-        )  # a Chinese character says as much as three
+        # In bytes: a Chinese character says as much as three letters.
+        size = sum(len(word.encode()) for word in words)
         if size < SHORTEST_SENTENCE:
             continue
         total += size

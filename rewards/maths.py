@@ -14,7 +14,6 @@ from rewards import answers
 
 THINK_E = re.compile(r"\\(?:mathrm|text|rm)\s*\{\s*e\s*\}")
 DOUBLED = re.compile(r"\\\\(?=[A-Za-z])")
-SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
 JOINED = re.compile(
     r"(?:\s|[$,;.&]|\\q?quad|\\[ ,;]|\\text\s*\{[^{}]{0,40}\b(?:and|or)\b[^{}]{0,40}\}|and|or)*"
 )
@@ -23,8 +22,10 @@ DIGITS = re.compile(r"[-+]?\s*[\d.,]+\s*%?")
 BRACKETED = re.compile(r"\[([^\[\],]{1,60})\][\s.$]*$")
 DECIMALS = re.compile(r"(?<!\d)\d{0,40}\.(\d{4,40})")
 PROSE = re.compile(r"\b[A-Za-z]{3,40}\s{1,5}[A-Za-z]{2,}")
-WRAPPED = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[|\\begin\{(?:align|equation|gather)")
-MATHS = re.compile(r"\$|\\\(|\\\[|\\boxed|\\begin\{(?:align|equation|gather)|\\fbox")
+MARKED = r"\\boxed|\\\(|\\\[|\\begin\{(?:align|equation|gather)"
+MATHS = re.compile(rf"\$|{MARKED}")
+"""Something says that a text is maths; `WRAPPED`: and a dollar of money does not."""
+WRAPPED = re.compile(rf"(?<!\\)\$|{MARKED}")
 
 
 def math(completion: str, answer: str) -> float:
@@ -58,7 +59,7 @@ def final_expression(completion: str) -> str | None:
     text = completion
     block = answers.last_answer_block(answers.said(text))
     text = answers.said(text) if block is None else block
-    text = SPECIAL_TOKEN.sub(" ", text).strip()
+    text = answers.SPECIAL_TOKEN.sub(" ", text).strip()
     if not text:
         return None
     boxes = answers.boxed(text)
@@ -93,18 +94,19 @@ def equal(stated: str, expected: str) -> bool:
     return False
 
 
+def _unboxed(text: str) -> str:
+    """The content of the box that a text is, if it is one and nothing else."""
+    boxes = answers.boxed(text)
+    return boxes[0][2] if len(boxes) == 1 and boxes[0][:2] == (0, len(text)) else text
+
+
 def _bare(text: str) -> str:
     """Without its box, its dollars and its white space."""
-    inner = answers.boxed(text)
-    if len(inner) == 1 and inner[0][:2] == (0, len(text)):
-        text = inner[0][2]
-    return "".join(text.replace("\\$", "").replace("$", "").replace("\\!", "").split())
+    return "".join(_unboxed(text).replace("\\$", "").replace("$", "").replace("\\!", "").split())
 
 
 def _plain_number(text: str) -> Any:
-    inner = answers.boxed(text)
-    if len(inner) == 1 and inner[0][:2] == (0, len(text)):
-        text = inner[0][2]
+    text = _unboxed(text)
     return None if "%" in text else answers.as_number(text)
 
 

@@ -18,8 +18,6 @@ from rewards.score import Attempt, Task, Verdict, failure, finite
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 LARGEST_REPLY = 16 << 20
 
-Verdicts = list[Verdict | None]
-
 
 class EndpointConfig(BaseModel):
     """Where a service is, and how long it may be waited for."""
@@ -174,7 +172,7 @@ class Http:
         self._config = config
         self._endpoint = Endpoint(config)
 
-    async def judge(self, task: Task, attempts: Sequence[Attempt]) -> Verdicts:
+    async def judge(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdict | None]:
         prompt = task.text
         body = {
             "prompts": [prompt] * len(attempts),
@@ -185,7 +183,7 @@ class Http:
         }
         return await _timed(self._ask(body, len(attempts)), len(attempts))
 
-    async def _ask(self, body: dict[str, Any], count: int) -> Verdicts:
+    async def _ask(self, body: dict[str, Any], count: int) -> list[Verdict | None]:
         try:
             answer = await self._endpoint.post(self._config.url, body)
             if isinstance(answer, dict):
@@ -212,11 +210,11 @@ class Judge:
         self._config = config
         self._endpoint = Endpoint(config)
 
-    async def judge(self, task: Task, attempts: Sequence[Attempt]) -> Verdicts:
+    async def judge(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdict | None]:
         asked = (_timed(self._ask(task, attempt), 1) for attempt in attempts)
         return [verdict for verdicts in await asyncio.gather(*asked) for verdict in verdicts]
 
-    async def _ask(self, task: Task, attempt: Attempt) -> Verdicts:
+    async def _ask(self, task: Task, attempt: Attempt) -> list[Verdict | None]:
         config = self._config
         fields = {
             "prompt": task.text,
@@ -251,7 +249,7 @@ class Judge:
         return [Verdict(value=value, note=said[-200:], parts={"tokens": tokens})]
 
 
-async def _timed(asked: Awaitable[Verdicts], count: int) -> Verdicts:
+async def _timed(asked: Awaitable[list[Verdict | None]], count: int) -> list[Verdict | None]:
     started = time.monotonic()
     verdicts = await asked
     seconds = (time.monotonic() - started) / count

@@ -114,6 +114,7 @@ class Verifier:
     function: Function
     """Its options are bound already."""
     form: Form
+    parameters: Mapping[str, inspect.Parameter]
     built_in: str = ""
     options: Mapping[str, Any]
 
@@ -141,9 +142,9 @@ class Verifier:
         try:
             if self.built_in:  # never a column: those are the dataset author's
                 values = _plain(task, attempts[0])
-                found = self.function(**_asked(self.function, values))
+                found = self.function(**_asked(self, values))
             else:
-                found = _call(self.function, self.form, task, attempts, figures)
+                found = _call(self, task, attempts, figures)
             values = _values(found, len(attempts)) if self.form.batch else [found]
             verdicts = [_verdict(value) for value in values]
         except Exception as error:  # code we did not write: its failure becomes data
@@ -156,12 +157,9 @@ class Verifier:
 
 
 def _call(
-    function: Function,
-    form: Form,
-    task: Task,
-    attempts: Sequence[Attempt],
-    figures: dict[str, float],
+    verifier: Verifier, task: Task, attempts: Sequence[Attempt], figures: dict[str, float]
 ) -> Any:
+    function, form = verifier.function, verifier.form
     if form.name == "verl":
         values = {
             "data_source": task.source,
@@ -169,7 +167,7 @@ def _call(
             "ground_truth": task.reference,
             "extra_info": _object(task.extra.get("extra_info", dict(task.extra))),
         }
-        found = function(**_asked(function, values))
+        found = function(**_asked(verifier, values))
     elif form.name == "OpenRLHF":
         prompt = task.text
         found = function(
@@ -185,7 +183,7 @@ def _call(
         values = _by_name(form, task, attempts)
         values["log_metric"] = lambda name, value: figures.__setitem__(str(name), float(value))
         values["log_extra"] = lambda *_: None
-        found = function(**_asked(function, values))
+        found = function(**_asked(verifier, values))
     return _awaited(found)
 
 
@@ -213,32 +211,24 @@ def _object(cell: Any) -> Any:
     return cell
 
 
-def _asked(function: Function, values: dict[str, Any]) -> dict[str, Any]:
-    parameters = _parameters(function)
+def _asked(verifier: Verifier, values: dict[str, Any]) -> dict[str, Any]:
+    """What its function asks for, but for what is bound already: the recipe's options."""
+    function, parameters = verifier.function, verifier.parameters
+    bound = function.keywords if isinstance(function, functools.partial) else {}
+    free = {name: value for name, value in values.items() if name not in bound}
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return {name: value for name, value in values.items() if not _is_bound(function, name)}
+        return free
     return {
-        name: values[name]
+        name: free[name]
         for name, parameter in parameters.items()
-        if name in values
-        and not _is_bound(function, name)
-        and (name in PLAIN or not _is_option(parameter))
+        if name in free and (name in PLAIN or not _is_option(parameter))
     }
-
-
-@functools.cache
-def _parameters(function: Function) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
 
 
 def _is_option(parameter: inspect.Parameter) -> bool:
     """Set in the recipe or not at all; a column of that name means something else."""
     has_default = parameter.default is not inspect.Parameter.empty
     return parameter.kind is inspect.Parameter.KEYWORD_ONLY and has_default
-
-
-def _is_bound(function: Function, name: str) -> bool:
-    return isinstance(function, functools.partial) and name in function.keywords
 
 
 def _by_name(form: Form, task: Task, attempts: Sequence[Attempt]) -> dict[str, Any]:
@@ -347,9 +337,9 @@ def load(label: str, use: str = "", options: Mapping[str, Any] | None = None) ->
     function = find_function(use or label)
     options = dict(options or {})
     if options:
-        signature = inspect.signature(function).parameters
-        known = [n for n, p in signature.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        takes_any = len(known) < len(signature)
+        parameters = inspect.signature(function).parameters
+        known = [n for n, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        takes_any = len(known) < len(parameters)
         for name in options:
             if name not in known and not takes_any:
                 free = [n for n in known if n not in PLAIN] or ["none"]
@@ -363,7 +353,14 @@ def load(label: str, use: str = "", options: Mapping[str, Any] | None = None) ->
     except ValueError as error:
         raise ValueError(f"rewards.verifiers: {label!r}: {error}") from error
     built_in = (use or label) if (use or label) in BUILT_IN else ""
-    return Verifier(name=label, function=function, form=form, built_in=built_in, options=options)
+    return Verifier(
+        name=label,
+        function=function,
+        form=form,
+        parameters=inspect.signature(function).parameters,
+        built_in=built_in,
+        options=options,
+    )
 
 
 def find_function(name: str) -> Function:

@@ -184,10 +184,13 @@ def _layout(config: PromptConfig, rows: list[dict[str, Any]]) -> Layout:
             f"{', '.join(rows[0])}; set prompts.question and prompts.answer"
         )
     found = found or Layout(name="your", question="", answer="")
+    answer = config.answer or found.answer
+    if config.question and not answer:
+        answer = None  # a question of one's own, and nothing known that answers it
     return Layout(
         name="your" if config.question or config.answer else found.name,
         question=config.question or found.question,
-        answer=config.answer or (found.answer if not config.question or found.answer else None),
+        answer=answer,
         source=config.source or found.source,
     )
 

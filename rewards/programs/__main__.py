@@ -11,9 +11,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from rewards.programs.frames import Test
 from rewards.programs.grade import Report, grade
 from rewards.programs.sandbox import TIERS, Limits, Tier, Unavailable, best_tier, why_not
-from rewards.programs.suite import Test, stdin, suite_of
+from rewards.programs.suite import suite_of
 
 HEADER = "# tests:"
 
@@ -33,10 +34,9 @@ def run(path: Path, tier: Tier, limits: Limits, packages: tuple[str, ...], secon
     """The line of one program."""
     tests = suite_for(path)
     program = path.read_text(encoding="utf-8", errors="surrogateescape")
-    no_tests = [stdin("", "")]
-    no_tests[0] = Test(request=no_tests[0].request, accepts=lambda _: True, label="no tests")
+    only_run = Test(request={"stdin": ""}, accepts=lambda _: True, label="no tests")
     report = grade(
-        program, tests or no_tests, tier=tier, limits=limits, packages=packages, seconds=seconds
+        program, tests or [only_run], tier=tier, limits=limits, packages=packages, seconds=seconds
     )
     return {"program": path.name, **line_of(report, has_tests=bool(tests))}
 

@@ -156,7 +156,7 @@ def install_seccomp(program: bytes) -> None:
     class Program(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
-    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
     value = Program(len(program) // 8, program)
     if LIBC.prctl(PR_SET_SECCOMP, 2, ctypes.byref(value), 0, 0):
         raise OSError(ctypes.get_errno(), "seccomp filter refused")
@@ -198,7 +198,7 @@ def landlock(readable: list[str], writable: str) -> int:
 
 
 def install_landlock(ruleset: int) -> None:
-    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
     if LIBC.syscall(LANDLOCK_RESTRICT, ruleset, 0):
         raise OSError(ctypes.get_errno(), "Landlock refused")
     os.close(ruleset)
@@ -234,14 +234,14 @@ def limit(*, seconds: float, memory_mib: int, file_mib: int, threads: int) -> No
 
 
 def die_with_parent(parent: int) -> None:
-    _prctl(PR_SET_PDEATHSIG, SIGKILL)  # after the change of uid, which clears it
+    prctl(PR_SET_PDEATHSIG, SIGKILL)  # after the change of uid, which clears it
     if os.getppid() != parent:
         raise RuntimeError("the parent died first")
 
 
 def hide(hidden: bool = True) -> None:
     """Nobody of the same uid may trace this process or open its /proc/PID files."""
-    _prctl(PR_SET_DUMPABLE, int(not hidden))
+    prctl(PR_SET_DUMPABLE, int(not hidden))
 
 
 def written(pid: int) -> int:
@@ -262,7 +262,7 @@ def remove(folder: str) -> None:
             os.chmod(os.path.dirname(path), 0o700)
             os.chmod(path, 0o700)
 
-    for on_error in (unlock, None, None):
+    for on_error in (unlock, None):
         with contextlib.suppress(RecursionError):
             shutil.rmtree(folder, ignore_errors=on_error is None, onerror=on_error)
         if not os.path.lexists(folder):
@@ -272,6 +272,6 @@ def remove(folder: str) -> None:
         subprocess.run(["rm", "-rf", folder], check=False, timeout=30, stderr=subprocess.DEVNULL)
 
 
-def _prctl(option: int, value: int) -> None:
+def prctl(option: int, value: int) -> None:
     if LIBC.prctl(option, value, 0, 0, 0):
         raise OSError(ctypes.get_errno(), f"prctl {option} refused")

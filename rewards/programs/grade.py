@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.answers import fenced
+from rewards.answers import fenced, said
 from rewards.programs.frames import Malformed, Test
 from rewards.programs.sandbox import Broken, Ended, Late, Limits, Sandbox, Tier
 from rewards.score import Outcome
@@ -40,8 +40,8 @@ def program_in(completion: str) -> str:
     >>> program_in("<think>```python\\nno\\n```</think>So:\\n```python\\nprint(1)\\n```\\nDone.")
     'print(1)\\n'
     """
-    said = completion.rpartition("</think>")[2]
-    return fenced(said, PYTHON) or said
+    rest = said(completion)
+    return fenced(rest, PYTHON) or rest
 
 
 def grade(

@@ -267,7 +267,8 @@ def _execute(program: str, test: dict) -> int:
         status = 1
         sys.excepthook(type(error), error, error.__traceback__)
     try:
-        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  # waits for the program's threads, as the interpreter would
+        # Waits for the program's threads, as the interpreter would.
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
         atexit._run_exitfuncs()
         sys.stdout.flush()
     except BaseException:
@@ -327,12 +328,8 @@ def _encoded(value: object, depth: int) -> list:
     for kind in kinds:
         if isinstance(value, kind):
             return [kind.__name__, [_encoded(item, inner) for item in kind.__iter__(value)]]
-    if isinstance(value, types.GeneratorType | map | filter | zip | range):
-        return ["other", "iterator"]
-    item = getattr(value, "item", None) or getattr(value, "tolist", None)
-    if type(value).__module__ == "numpy" and item is not None:
-        plain = value.tolist()  # type: ignore[attr-defined]
-        return _encoded(plain, inner)
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return _encoded(value.tolist(), inner)  # type: ignore[attr-defined]
     return ["other", type(value).__name__]
 
 
