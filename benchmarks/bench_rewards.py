@@ -64,8 +64,9 @@ class Bench:
 
         from cluster.actors import ScorerActor
         from cluster.pool import Pool
+        from cluster.scoring import Scorers
         from rewards import RewardConfig
-        from rewards.scorer import LANES
+        from rewards.scorer import LANES, rubric_of
 
         (folder / "timed_verifier.py").write_text(VERIFIER)
         sys.path.insert(0, str(folder))
@@ -82,7 +83,8 @@ class Bench:
         )
         ray.get(actor.start.remote(config))
         self._runner = asyncio.Runner()
-        self._pool = Pool("scorer", [cast(Any, actor)], seconds=600, width=LANES)
+        pool = Pool("scorer", [cast(Any, actor)], seconds=600)
+        self._scorers = Scorers(pool, rubric_of(config).needs)
         self.groups(1e-3, 4)  # warm
 
     def groups(
@@ -102,7 +104,7 @@ class Bench:
         task = Task(answer="1")
 
         async def score() -> None:
-            await asyncio.gather(*(self._pool.call("verdicts", task, group) for group in groups))
+            await asyncio.gather(*(self._scorers.verdicts(task, group) for group in groups))
 
         started = time.perf_counter()
         self._runner.run(score())

@@ -16,6 +16,7 @@ from ray.actor import ActorHandle
 
 from learner.config import LearnerConfig, ModelConfig
 from rewards import Attempt, RewardConfig, Task, Verdict
+from rewards.packed import PackedGroup, PackedVerdicts
 from rollout import Completion, Prompt
 from rollout.config import SamplerConfig, SamplingConfig
 from rollout.transfer import Endpoint
@@ -74,10 +75,10 @@ class ScorerActor:
         self._scorer = Scorer(config)
         self._started.set()
 
-    def verdicts(self, task: Task, attempts: list[Attempt]) -> Any:
+    def judge(self, groups: list[PackedGroup]) -> list[PackedVerdicts | None]:
         if not self._started.wait(START_SECONDS):
             raise RuntimeError(f"the scorer did not start within {START_SECONDS:.0f} s")
-        return self._scorer.verdicts(task, attempts)
+        return self._scorer.judge(groups)
 
     def __repr__(self) -> str:
         return "Scorer"

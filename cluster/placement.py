@@ -77,9 +77,7 @@ class Fleet:
         seconds = config.cluster.step_timeout
         self.learners = Pool("learner", [], seconds=seconds)
         self.samplers = Pool("sampler", [], seconds=seconds)
-        self.scorers = Pool(
-            "scorer", [], seconds=seconds, restart=self._replace_scorer, width=LANES
-        )
+        self.scorers = Pool("scorer", [], seconds=seconds, restart=self._replace_scorer)
         self._service_configs = services_of(config.rewards)
         self.services = {name: Pool(name, [], seconds=seconds) for name in self._service_configs}
 

@@ -60,7 +60,6 @@ async def _answer(ref: Any) -> Any:
 class Pool:
     """Actors that do the same thing. A call goes to the one with the fewest calls under way.
 
-    At most `width` calls of one member are under way; the deadline counts from there.
     With `restart`, a member that dies is replaced and its call is made once more; without, its
     death is the caller's error.
     """
@@ -72,12 +71,10 @@ class Pool:
         *,
         seconds: float,
         restart: Callable[[int], ActorHandle] | None = None,
-        width: int = 10_000,
     ) -> None:
         self.name = name
         self._seconds = seconds
         self._restart = restart
-        self._width = width
         self.restarts = 0
         self.members: list[ActorHandle] = []
         self._busy: list[int] = []
@@ -86,7 +83,6 @@ class Pool:
     def adopt(self, members: Sequence[ActorHandle]) -> None:
         self.members = list(members)
         self._busy = [0] * len(members)
-        self._room = asyncio.Semaphore(self._width * max(len(members), 1))
 
     async def call(self, method: str, *args: Any) -> Any:
         """The result of one call on the least busy member."""
@@ -101,13 +97,12 @@ class Pool:
             raise explain(error, f"{self.name}, {method}, second try") from error
 
     async def _call_once(self, method: str, *args: Any) -> Any:
-        async with self._room:  # whoever is free first takes it: nobody waits behind a slow member
-            index = min(range(len(self.members)), key=self._busy.__getitem__)
-            self._busy[index] += 1
-            try:
-                return await self._under_way(index, method, *args)
-            finally:
-                self._busy[index] -= 1
+        index = min(range(len(self.members)), key=self._busy.__getitem__)
+        self._busy[index] += 1
+        try:
+            return await self._under_way(index, method, *args)
+        finally:
+            self._busy[index] -= 1
 
     async def _under_way(self, index: int, method: str, *args: Any) -> Any:
         member = self.members[index]

@@ -5,22 +5,29 @@ up its own groups only.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from cluster.pool import Pool
-from rewards import RewardConfig, Score
+from rewards import Attempt, RewardConfig, Score, Task
+from rewards.packed import PackedVerdicts, Verdicts, pack_group, seconds_of, unpack_verdicts
 from rewards.programs.sandbox import Unavailable, best_tier
 from rewards.reward_model import RewardModelConfig
 from rewards.score import failure
-from rewards.scorer import Verdicts, rubric_of, settings_of
+from rewards.scorer import LANES, rubric_of, settings_of
 from rewards.services import HttpConfig, JudgeConfig
 from rewards.verifiers import SERVICES, Verifier, load
 from rollout import Completion, Prompt
 
 KINDS = {"reward_model": RewardModelConfig, "http": HttpConfig, "judge": JudgeConfig}
+
+TRAVEL_SECONDS = 10e-3
+"""The most work, of verifiers, that travels in one call where several groups do."""
+MOST_TOGETHER = 64
 
 ServiceConfig = RewardModelConfig | HttpConfig | JudgeConfig
 
@@ -84,6 +91,83 @@ def sandbox_of(config: RewardConfig) -> str:
     return f"programs run in the {tier} sandbox"
 
 
+class Scorers:
+    """Groups on their way to the scorers. At most `LANES` calls of each scorer are under way, and
+    whichever is free first takes the next: nobody stands in line behind a slow one.
+
+    Groups that wait travel together where the verifiers are so quick that a call would cost more
+    than they do. Where one of them takes long after all, the others are asked for again, alone.
+    """
+
+    def __init__(self, pool: Pool, needs: Callable[[Attempt], bool]) -> None:
+        self._pool = pool
+        self._needs = needs
+        self._waiting: deque[Waiting] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._seconds_per_group = TRAVEL_SECONDS
+
+    async def verdicts(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdicts]:
+        """Raises RuntimeError naming a scorer that does not answer."""
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting.append(Waiting(task, attempts, answer))
+        self._send()
+        return unpack_verdicts(await answer, len(attempts))
+
+    def _send(self) -> None:
+        while self._waiting and len(self._calls) < LANES * len(self._pool.members):
+            call = asyncio.create_task(self._call(self._next()))
+            self._calls.add(call)
+            call.add_done_callback(self._ended)
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._send()
+
+    def _next(self) -> list["Waiting"]:
+        """Those that travel in the next call."""
+        together = [self._waiting.popleft()]
+        most = TRAVEL_SECONDS / max(self._seconds_per_group, TRAVEL_SECONDS / MOST_TOGETHER)
+        while self._waiting and len(together) < int(most):
+            if together[0].alone or self._waiting[0].alone:
+                break
+            together.append(self._waiting.popleft())
+        return together
+
+    async def _call(self, together: list["Waiting"]) -> None:
+        together = [each for each in together if not each.answer.done()]  # its caller has gone
+        if not together:
+            return
+        try:
+            groups = [pack_group(each.task, each.attempts, self._needs) for each in together]
+            judged = await self._pool.call("judge", groups)
+            self._deliver(together, judged)
+        except BaseException as error:  # whatever it is, nobody may wait for ever
+            for each in together:
+                if not each.answer.done():
+                    each.answer.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _deliver(self, together: list["Waiting"], judged: list[PackedVerdicts | None]) -> None:
+        for each, verdicts in zip(together, judged, strict=True):
+            if verdicts is None:
+                self._waiting.append(replace(each, alone=True))
+            elif not each.answer.done():
+                each.answer.set_result(verdicts)
+        if judged[0] is None:
+            self._seconds_per_group = TRAVEL_SECONDS
+        else:
+            self._seconds_per_group += (seconds_of(judged[0]) - self._seconds_per_group) / 8
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    task: Task
+    attempts: Sequence[Attempt]
+    answer: asyncio.Future[PackedVerdicts]
+    alone: bool = False
+
+
 class Scoring:
     """The pools that judge, and the rubric that adds up what they say."""
 
@@ -94,7 +178,7 @@ class Scoring:
         functions = functions_of(config)
         self._wants_tokens = any(verifier.form.wants_tokens for verifier in functions)
         self._has_functions = bool(functions)
-        self._scorers = scorers
+        self._scorers = Scorers(scorers, self._rubric.needs)
         self._services = services
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
@@ -114,7 +198,7 @@ class Scoring:
                 found[i][name] = verdict
 
         async def ask_scorers() -> None:
-            verdicts = await self._scorers.call("verdicts", task, attempts)
+            verdicts = await self._scorers.verdicts(task, attempts)
             for mine, theirs in zip(found, verdicts, strict=True):
                 mine |= theirs
 

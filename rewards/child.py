@@ -20,9 +20,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from rewards.packed import Piece, pack_verdict, unpack_group
 from rewards.programs import confine
-from rewards.score import Attempt, Task, Verdict
-from rewards.verifiers import Verifier, load
+from rewards.score import Verdict
+from rewards.verifiers import Judge, Verifier, load
 
 PR_SET_CHILD_SUBREAPER = 36
 MESSAGE = 32
@@ -47,7 +48,8 @@ def main(fd: int) -> None:
             said = {"error": str(error), "input": isinstance(error, ValueError)}
             actor.sendall(json.dumps(said).encode() + b"\n")
             return
-        actor.sendall(b'{"ready": true}\n')
+        names = [(verifier.name, verifier.form.batch) for verifier in verifiers]
+        actor.sendall(json.dumps({"verifiers": names}).encode() + b"\n")
         _serve(actor, verifiers)
 
 
@@ -122,13 +124,20 @@ def _child(
         os.setpgid(0, 0)  # killing its group ends what a verifier started, too
         confine.die_with_parent(nursery)
         progress = mmap.mmap(memory_fd, mmap.PAGESIZE)
-        with os.fdopen(read_fd, "rb") as requests, os.fdopen(write_fd, "wb") as replies:
-            for line in requests:
-                request = json.loads(line)
-                for reply in _verdicts(verifiers, request, progress):
-                    reply["id"] = request["id"]
-                    replies.write(json.dumps(reply).encode() + b"\n")
-                    replies.flush()
+        unread = b""
+        with os.fdopen(write_fd, "wb") as replies:
+            while data := os.read(read_fd, 1 << 20):
+                *lines, unread = (unread + data).split(b"\n")
+                sent = time.monotonic()
+                for line in lines:
+                    request = json.loads(line)
+                    for reply in _verdicts(verifiers, request, progress):
+                        reply["id"] = request["id"]
+                        replies.write(json.dumps(reply).encode() + b"\n")
+                        if not reply["end"] or time.monotonic() - sent > FLUSH_SECONDS:
+                            replies.flush()
+                            sent = time.monotonic()
+                replies.flush()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -136,57 +145,43 @@ def _child(
 
 
 def _verdicts(verifiers: list[Verifier], request: dict[str, Any], progress: mmap.mmap) -> Any:
-    """Replies `{"items": [[completion, {name: verdict}], ...], "end": bool}`. Items are the
-    numbers of completions, and behind them one for each verifier of whole groups."""
-    task = Task(**request["task"])
-    attempts = [
-        Attempt(text=text, num_tokens=count, truncated=truncated, token_ids=ids)
-        for text, count, truncated, ids in request["attempts"]
-    ]
-    singles = [verifier for verifier in verifiers if not verifier.form.batch]
+    """Replies: a `Piece` each, with `end` on the last and `done` on one of a verifier of whole
+    groups. Items are the numbers of completions, and behind them one for each such verifier."""
+    task, attempts = unpack_group(request)
+    singles = [(v.name, v.judge_of(task)) for v in verifiers if not v.form.batch]
     groups = [verifier for verifier in verifiers if verifier.form.batch]
-    done: list[list[Any]] = []
-    sent = time.monotonic()
+    piece = _piece(singles)
+    now = sent = time.monotonic()
     for number in request["items"]:
-        begun = time.monotonic()
-        progress[: PROGRESS.size] = PROGRESS.pack(number, int(begun * 1e9))
+        PROGRESS.pack_into(progress, 0, number, time.monotonic_ns())
         whole_group = number >= len(attempts)
-        if done and (whole_group or begun - sent > FLUSH_SECONDS):
-            yield {"items": done, "end": False}
-            done, sent = [], begun
-        if not whole_group:
-            found = {v.name: pack(v.one(task, attempts[number])) for v in singles}
-            done.append([number, found])
+        if piece["items"] and (whole_group or now - sent > FLUSH_SECONDS):
+            yield piece
+            piece, sent = _piece(singles), now
+        if whole_group:
+            verifier = groups[number - len(attempts)]
+            found = verifier.group(task, attempts)
+            more = [[i, verifier.name, pack_verdict(verdict)] for i, verdict in enumerate(found)]
+            yield {**_piece([]), "more": more, "done": number}
+            now = time.monotonic()
             continue
-        verifier = groups[number - len(attempts)]
-        found = verifier.group(task, attempts)
-        said = [[i, {verifier.name: pack(verdict)}] for i, verdict in enumerate(found)]
-        yield {"items": said, "end": False, "done": number}
-    progress[: PROGRESS.size] = PROGRESS.pack(-1, 0)
-    yield {"items": done, "end": True}
+        piece["items"].append(number)
+        for name, judge in singles:
+            said = judge(attempts[number])
+            begun, now = now, time.monotonic()
+            values, seconds = piece["plain"][name]
+            if said is None or isinstance(said, Verdict):
+                piece["more"].append([number, name, pack_verdict(said)])
+                said, begun = 0.0, now
+            values.append(said)
+            seconds.append(now - begun)
+    PROGRESS.pack_into(progress, 0, -1, 0)
+    yield {**piece, "end": True}
 
 
-def pack(verdict: Verdict | None) -> list[Any] | None:
-    """As JSON; `unpack` is its inverse."""
-    if verdict is None:
-        return None
-    plain = [verdict.value, verdict.seconds]
-    if verdict.outcome == "scored" and not (verdict.note or verdict.steps or verdict.parts):
-        return plain
-    return [*plain, verdict.outcome, verdict.note, verdict.steps, dict(verdict.parts)]
-
-
-def unpack(packed: list[Any] | None) -> Verdict | None:
-    if packed is None:
-        return None
-    value, seconds, *rest = packed
-    if not rest:
-        return Verdict(value=value, seconds=seconds)
-    outcome, note, steps, parts = rest
-    steps = tuple((end, step) for end, step in steps)
-    return Verdict(
-        value=value, seconds=seconds, outcome=outcome, note=note, steps=steps, parts=parts
-    )
+def _piece(singles: list[tuple[str, Judge]]) -> Piece:
+    plain: dict[str, Any] = {name: ([], []) for name, _ in singles}
+    return {"items": [], "plain": plain, "more": [], "end": False}
 
 
 if __name__ == "__main__":

@@ -83,6 +83,8 @@ class Nursery:
         if "error" in said:
             self.close()
             raise (ValueError if said["input"] else RuntimeError)(said["error"])
+        self.verifiers: list[tuple[str, bool]] = said["verifiers"]
+        """Each one's name, and whether it judges whole groups."""
 
     def fork(self, fds: list[int]) -> int:
         """A new child that has these descriptors; its pid. A nursery that died is replaced."""
@@ -136,32 +138,49 @@ class Child:
         self._buffer = b""
         self._sent = 0
 
-    def send(self, value: dict[str, Any]) -> None:
+    def send(self, *requests: dict[str, Any]) -> None:
+        """Requests, answered in their order. Raises ChildDied."""
         self._sent = time.monotonic_ns()
-        data = memoryview(json.dumps({**value, "id": self._sent}).encode() + b"\n")
-        self._progress[: PROGRESS.size] = PROGRESS.pack(value["items"][0], self._sent)
+        lines = [
+            json.dumps({**request, "id": [self._sent, at]}) for at, request in enumerate(requests)
+        ]
+        data = memoryview("\n".join([*lines, ""]).encode())
+        PROGRESS.pack_into(self._progress, 0, requests[0]["items"][0], self._sent)
         try:
             while data:
-                if not select.select([], [self._write], [], SEND_SECONDS)[1]:
+                # Answers are taken meanwhile, or each could wait for the other to read.
+                ready = select.select([self._read], [self._write], [], SEND_SECONDS)
+                if ready[0]:
+                    self._take()
+                elif not ready[1]:
                     raise self._died()
-                data = data[os.write(self._write, data) :]
+                if ready[1]:
+                    data = data[os.write(self._write, data) :]
         except BrokenPipeError as error:
             raise self._died() from error
+
+    def _take(self) -> None:
+        data = os.read(self._read, 1 << 20)
+        if not data:
+            raise self._died()
+        self._buffer += data
 
     def _died(self) -> ChildDied:
         item, begun = self._at()
         return ChildDied("the scoring child died", item, begun != self._sent)
 
-    def receive(self, seconds: float, patience: float = 0.0) -> dict[str, Any] | None:
-        """The child's next line; None when `patience` seconds (unless 0) bring none. Raises
-        ChildTimeout once an item has taken `seconds`, ChildDied."""
-        give_up = time.monotonic() + patience if patience else float("inf")
+    def receive(
+        self, seconds: float, patience: float = 0.0, request: int = 0
+    ) -> dict[str, Any] | None:
+        """The child's next line, an answer to one of the requests sent; None once an item has taken
+        `patience` seconds (unless 0). Raises ChildTimeout once it has taken `seconds`, ChildDied.
+        """
         looked_at, waited_before = -2, 0.0
         while b"\n" not in self._buffer:
+            now = time.monotonic()  # before a look: this process may lose its CPU between the two
             item, begun = self._at()
             if item != looked_at:
                 looked_at, waited_before = item, waited_on_cpu(self.pid)
-            now = time.monotonic()
             left = begun / 1e9 + seconds - now if item >= 0 else seconds
             if left <= 0:
                 # A busy machine is nobody's fault: the time in which it stood in line for a CPU
@@ -170,27 +189,26 @@ class Child:
                 left += min(waited, MOST_WAITING * seconds)
                 if left <= 0:
                     raise ChildTimeout(f"scoring took more than {seconds:g} s", item)
-            if now >= give_up:
-                return None
-            if not select.select([self._read], [], [], min(left, give_up - now, 1.0))[0]:
+            if patience and item >= 0:
+                if now - begun / 1e9 >= patience:
+                    return None
+                left = min(left, begun / 1e9 + patience - now)
+            if not select.select([self._read], [], [], min(left, 1.0))[0]:
                 # Looked at once a second besides: what the verifier forked may hold the pipe open
                 # when the child itself is gone.
                 if not is_alive(self.pid):
                     raise self._died()
                 continue
-            data = os.read(self._read, 1 << 20)
-            if not data:
-                raise self._died()
-            self._buffer += data
+            self._take()
         line, _, self._buffer = self._buffer.partition(b"\n")
         reply = json.loads(line)
-        if reply["id"] != self._sent:  # one group's verdicts are never another's
+        if reply["id"] != [self._sent, request]:  # one group's verdicts are never another's
             raise ChildDied("the scoring child is out of step", self._at()[0], True)
         return reply
 
     def _at(self) -> tuple[int, int]:
         """The item that it is at, and when that began."""
-        item, begun = PROGRESS.unpack(self._progress[: PROGRESS.size])
+        item, begun = PROGRESS.unpack_from(self._progress)
         return item, begun
 
     def kill(self) -> None:

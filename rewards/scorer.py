@@ -3,17 +3,22 @@
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from rewards.child import unpack
 from rewards.config import RewardConfig
 from rewards.isolate import Child, ChildDied, ChildTimeout, Nursery
-from rewards.score import Attempt, Rubric, Score, Task, Verdict, failure
-from rewards.verifiers import SERVICES, load
-
-Verdicts = dict[str, Verdict | None]
-"""Of one completion, by verifier."""
+from rewards.packed import (
+    PackedGroup,
+    PackedVerdicts,
+    Piece,
+    Verdicts,
+    pack_group,
+    pack_verdict,
+    unpack_verdicts,
+)
+from rewards.score import Attempt, Rubric, Score, Task, failure
+from rewards.verifiers import SERVICES
 
 TURNS = 2
 """Groups that are scored at the same time: while one is read and written, the other is at work."""
@@ -55,14 +60,11 @@ class Scorer:
     def __init__(self, config: RewardConfig, max_tokens: int = 0) -> None:
         self._config = config
         self._rubric = rubric_of(config, max_tokens)
-        settings = settings_of(config)
-        loaded = [load(**verifier) for verifier in settings["verifiers"]]
-        self._batch = [v.name for v in loaded if v.form.batch]
-        self._wants_tokens = any(v.form.wants_tokens for v in loaded)
-        self._names = [v.name for v in loaded]
         self._patience = max(config.timeout / 50, 0.02)
         self._turn = threading.Semaphore(TURNS)
-        self._nursery = Nursery(settings)
+        self._nursery = Nursery(settings_of(config))
+        self._names = [name for name, _ in self._nursery.verifiers]
+        self._batch = [name for name, batch in self._nursery.verifiers if batch]
         self._idle: list[Child] = []
         if self._names:
             self._idle.append(Child(self._nursery))
@@ -75,33 +77,66 @@ class Scorer:
     def verdicts(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdicts]:
         """What each verifier says of each attempt. One whose scoring outlasts the timeout gets
         `timeout` from all of them; one whose scoring kills the child is `unscorable`."""
-        found: list[Verdicts] = [{} for _ in attempts]
-        wanted = [i for i, attempt in enumerate(attempts) if self._rubric.needs(attempt)]
-        groups = [len(attempts) + at for at in range(len(self._batch))]
-        items = [*wanted, *(groups if wanted else [])]
-        request = {
-            "task": asdict(task),
-            "attempts": [
-                [a.text, a.num_tokens, a.truncated, list(a.token_ids) if self._wants_tokens else []]
-                for a in attempts
-            ],
-        }
-        if not self._names:
-            return found
+        [found] = self.judge([pack_group(task, attempts, self._rubric.needs)])
+        return unpack_verdicts(found or [], len(attempts))
+
+    def judge(self, groups: Sequence[PackedGroup]) -> list[PackedVerdicts | None]:
+        """The same for several groups, which share a turn; None for those that are to be handed in
+        again, each alone, since one of them takes long. Never None for a single group."""
+        wanted = [group for group in groups if self._names and group["items"]]
+        if len(wanted) > 1:
+            judged = iter(self._quickly(wanted))
+        else:
+            judged = iter([self._patiently(group) for group in wanted])
+        return [next(judged) if self._names and group["items"] else [] for group in groups]
+
+    def _items(self, group: PackedGroup) -> list[int]:
+        """The completions, and behind them one for each verifier of whole groups."""
+        count = len(group["text"])
+        return [*group["items"], *range(count, count + len(self._batch))]
+
+    def _quickly(self, groups: Sequence[PackedGroup]) -> list[PackedVerdicts | None]:
+        found: list[PackedVerdicts | None] = [None] * len(groups)
+        with self._turns():
+            child = self._idle.pop() if self._idle else Child(self._nursery)
+            try:
+                requests = [{**group, "items": self._items(group)} for group in groups]
+                child.send(*requests)
+                for at, request in enumerate(requests):
+                    pieces: PackedVerdicts = []
+                    while request["items"]:
+                        reply = child.receive(self._config.timeout / 5, request=at) or {}
+                        self._note(pieces, request["items"], reply)
+                    found[at] = pieces
+            except (ChildTimeout, ChildDied):
+                child.kill()
+            except BaseException:
+                child.kill()
+                raise
+            else:
+                self._idle.append(child)
+        return found
+
+    def _patiently(self, group: PackedGroup) -> PackedVerdicts:
+        attempts = len(group["text"])
+        found: PackedVerdicts = []
+        items = self._items(group)
         with self._turns() as hand_on:
             child = self._idle.pop() if self._idle else Child(self._nursery)
             fresh = False
             try:
                 while items:
                     try:
-                        child.send({**request, "items": items})
-                        reply: dict[str, Any] | None = None
-                        while reply is None or not reply["end"]:  # nothing stays in the pipe
-                            reply = child.receive(self._config.timeout, self._patience)
+                        child.send({**group, "items": items})
+                        patience, end = self._patience, False
+                        while not end:  # nothing stays in the pipe
+                            reply = child.receive(self._config.timeout, patience)
                             if reply is None:
                                 hand_on()
+                                patience = 0.0
                             else:
                                 self._note(found, items, reply)
+                                end = reply["end"]
                     except (ChildTimeout, ChildDied) as error:
                         child.kill()
                         child = Child(self._nursery)
@@ -111,7 +146,7 @@ class Scorer:
                         # An item that is not waited for: it died between two of them.
                         if items:
                             item = error.item if error.item in items else items[0]
-                            self._blame(found, item, error, len(attempts))
+                            self._blame(found, item, error, attempts)
                             items.remove(item)
             except BaseException:
                 child.kill()
@@ -120,17 +155,16 @@ class Scorer:
         return found
 
     @staticmethod
-    def _note(found: list[Verdicts], items: list[int], reply: dict[str, Any]) -> None:
-        for number, verdicts in reply["items"]:
-            found[number] |= {name: unpack(packed) for name, packed in verdicts.items()}
-            if number in items and "done" not in reply:
-                items.remove(number)
-        if "done" in reply:
-            items.remove(reply["done"])
-        if reply["end"]:
+    def _note(found: PackedVerdicts, items: list[int], piece: Piece) -> None:
+        found.append(piece)
+        if piece["end"]:
             items.clear()
+        elif "done" in piece:
+            items.remove(piece["done"])
+        else:
+            del items[: len(piece["items"])]
 
-    def _blame(self, found: list[Verdicts], item: int, error: Exception, attempts: int) -> None:
+    def _blame(self, found: PackedVerdicts, item: int, error: Exception, attempts: int) -> None:
         """The completion that was looked at; nobody where a verifier of whole groups was at work,
         since nothing says whose fault it is."""
         group = item >= attempts
@@ -142,8 +176,12 @@ class Scorer:
             verdict = verdict.lasting(self._config.timeout)
             if not group:
                 verdict = replace(verdict, outcome="timeout")
-        for number in range(attempts) if group else [item]:
-            found[number] |= dict.fromkeys(names, verdict)
+        more = [
+            [number, name, pack_verdict(verdict)]
+            for number in (range(attempts) if group else [item])
+            for name in names
+        ]
+        found.append({"items": [], "plain": {}, "more": more})
 
     @contextlib.contextmanager
     def _turns(self) -> Iterator[Any]:

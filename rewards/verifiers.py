@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -57,6 +58,13 @@ PLAIN = {
     "prompts", "completions", "log_metric", "log_extra", "trainer_state",
 }  # fmt: skip
 """What a function of ours may ask for by name, besides columns of the dataset."""
+OF_ATTEMPT: dict[str, Callable[[Attempt], Any]] = {
+    **dict.fromkeys(("completion", "response", "solution_str"), attrgetter("text")),
+    "num_tokens": attrgetter("num_tokens"),
+    "truncated": attrgetter("truncated"),
+}
+"""What of that differs between the completions of a prompt, and is no object."""
+PLAIN_NUMBERS = (float, int, bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +114,9 @@ def form_of(function: Function) -> Form:
     )
 
 
+Judge = Callable[[Attempt], float | Verdict | None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verifier:
     """A function with its options, and how to call it."""
@@ -120,17 +131,50 @@ class Verifier:
 
     def one(self, task: Task, attempt: Attempt) -> Verdict | None:
         """The verdict on one completion; a failure for whatever the function raises."""
-        if self.form.name == "(completion, answer)":
+        started = time.monotonic()
+        said = self.judge_of(task)(attempt)
+        if said is None or isinstance(said, Verdict):
+            return said
+        return Verdict(value=said, seconds=time.monotonic() - started)
+
+    def judge_of(self, task: Task) -> Judge:
+        """How it judges one completion of this prompt; what the prompt has to do with it is worked
+        out once. A plain float stands for a verdict that says nothing else, timed by the caller."""
+        call = self._call_of(task)
+        if call is None:
+            return lambda attempt: self._judged(task, [attempt])[0]
+
+        def judge(attempt: Attempt) -> float | Verdict | None:
             started = time.monotonic()
             try:
-                value = self.function(attempt.text, task.answer)
-                if type(value) is float and math.isfinite(value):  # most are: no detour for them
-                    return Verdict(value=value, seconds=time.monotonic() - started)
+                value = call(attempt)
+                if type(value) in PLAIN_NUMBERS and math.isfinite(value):
+                    return float(value)
                 verdict = _verdict(_awaited(value))
             except Exception as error:  # code we did not write: its failure becomes data
                 verdict = failure(error)
             return verdict and finite(verdict).lasting(time.monotonic() - started)
-        return self._judged(task, [attempt])[0]
+
+        return judge
+
+    def _call_of(self, task: Task) -> Callable[[Attempt], Any] | None:
+        """The function for the completions of this prompt, where all that it asks for is plain:
+        what it could change is made anew for each of them."""
+        function, form = self.function, self.form
+        if form.name == "(completion, answer)":
+            return lambda attempt: function(attempt.text, task.answer)
+        if form.name != "by name" or {"log_metric", "log_extra"} & set(self.parameters):
+            return None
+        nobody = Attempt(text="", num_tokens=0, truncated=False)
+        # Never a column for a built-in verifier: those are the dataset author's.
+        known = _plain(task, nobody) if self.built_in else _by_name(form, task, [nobody])
+        asked = _asked(self, known)
+        shared = {name: value for name, value in asked.items() if name not in OF_ATTEMPT}
+        if not all(isinstance(value, str | int | float | None) for value in shared.values()):
+            return None
+        call = functools.partial(function, **shared)
+        own = [(name, OF_ATTEMPT[name]) for name in asked if name in OF_ATTEMPT]
+        return lambda attempt: call(**{name: get(attempt) for name, get in own})
 
     def group(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdict | None]:
         """The verdicts on all completions of a prompt, by a function that sees them all."""
@@ -140,11 +184,7 @@ class Verifier:
         started = time.monotonic()
         figures: dict[str, float] = {}
         try:
-            if self.built_in:  # never a column: those are the dataset author's
-                values = _plain(task, attempts[0])
-                found = self.function(**_asked(self, values))
-            else:
-                found = _call(self, task, attempts, figures)
+            found = _call(self, task, attempts, figures)
             values = _values(found, len(attempts)) if self.form.batch else [found]
             verdicts = [_verdict(value) for value in values]
         except Exception as error:  # code we did not write: its failure becomes data

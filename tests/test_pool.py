@@ -112,6 +112,7 @@ PROGRAMS = {
 
 def test_real_scorers_run_programs_and_a_hang_blocks_no_other_group():
     from cluster.actors import ScorerActor
+    from cluster.scoring import Scorers
     from rewards import Attempt, RewardConfig, Rubric, Task
     from rewards.scorer import LANES
 
@@ -126,15 +127,14 @@ def test_real_scorers_run_programs_and_a_hang_blocks_no_other_group():
 
     async def scenario() -> None:
         actors = [ScorerActor.options(num_cpus=0, max_concurrency=LANES).remote() for _ in "ab"]
-        pool = Pool("scorer", actors, seconds=60, width=LANES)
+        pool = Pool("scorer", actors, seconds=60)
         await pool.all("start", config)
+        scorers = Scorers(pool, rubric.needs)
         started = time.monotonic()
-        stuck = [
-            asyncio.create_task(pool.call("verdicts", task, attempts("endless"))) for _ in "abcd"
-        ]
+        stuck = [asyncio.create_task(scorers.verdicts(task, attempts("endless"))) for _ in "abcd"]
         await asyncio.sleep(0.5)
         tried = attempts("right", "wrong", "cheating")
-        verdicts = await pool.call("verdicts", task, tried)
+        verdicts = await scorers.verdicts(task, tried)
         assert time.monotonic() - started < 2.0, "it did not wait for those that hang"
         found = [rubric.score(a, v) for a, v in zip(tried, verdicts, strict=True)]
         assert [(s.outcome, s.reward) for s in found] == [
@@ -151,16 +151,107 @@ def test_real_scorers_run_programs_and_a_hang_blocks_no_other_group():
     asyncio.run(scenario())
 
 
-def test_whoever_is_free_first_takes_the_next_call():
+class Judge:
+    """A scorer with no processes: it notes how many groups travel in each call."""
+
+    def __init__(self, members: int = 1) -> None:
+        self.members = ["member"] * members
+        self.calls: list[int] = []
+        self.seconds = 1e-4
+        self.error: Exception | None = None
+        self.late: set[str] = set()
+
+    async def call(self, _: str, groups: list[dict]) -> list:
+        self.calls.append(len(groups))
+        await asyncio.sleep(0.001)
+        if self.error:
+            raise self.error
+        if len(groups) > 1 and any(text in self.late for g in groups for text in g["text"]):
+            first = next(i for i, g in enumerate(groups) if self.late & set(g["text"]))
+            return [self._said(g) if i < first else None for i, g in enumerate(groups)]
+        return [self._said(group) for group in groups]
+
+    def _said(self, group: dict) -> list:
+        values = [float(text) for text in group["text"]]
+        plain = {"v": [values, [self.seconds] * len(values)]}
+        return [{"items": group["items"], "plain": plain, "more": []}]
+
+
+def judged(judge: Judge, count: int) -> list[float]:
+    """The value of each of `count` groups of one completion, all handed in at once, three times."""
+    from cluster.scoring import Scorers
+    from rewards import Attempt, Task
+
+    async def scenario() -> list[float]:
+        scorers = Scorers(judge, lambda _: True)  # type: ignore[arg-type]
+        tried = [Attempt(text=f"{n}", num_tokens=1, truncated=False) for n in range(count)]
+        asked = [[scorers.verdicts(Task(answer=""), [t]) for t in tried] for _ in range(3)]
+        for each in asked:
+            async with asyncio.timeout(20):
+                found = await asyncio.gather(*each, return_exceptions=True)
+        return [f if isinstance(f, BaseException) else f[0]["v"].value for f in found]  # type: ignore
+
+    return asyncio.run(scenario())
+
+
+def test_groups_that_wait_travel_together_where_verifiers_are_quick():
+    judge = Judge()
+    assert judged(judge, 500) == list(range(500)), "to each its own"
+    assert sum(judge.calls) == 1500 and len(judge.calls) < 300
+    assert max(judge.calls) <= 64
+    slow = Judge()
+    slow.seconds = 1.0
+    assert judged(slow, 50) == list(range(50))
+    assert set(slow.calls) == {1}, "nobody travels with one that takes its time"
+
+
+def test_what_travelled_with_a_late_group_is_asked_for_again_alone():
+    judge = Judge()
+    judge.late = {"77", "300"}
+    assert judged(judge, 500) == list(range(500))
+    assert sum(judge.calls) > 1500, "some went twice"
+
+
+def test_a_scorer_that_fails_fails_all_that_travel():
+    judge = Judge()
+    judge.error = RuntimeError("scorer/0, judge: no answer within 60 s")
+    found = judged(judge, 20)
+    assert [str(error) for error in found] == [str(judge.error)] * 20
+    judge.error = KeyError("of no kind that was thought of")  # type: ignore[assignment]
+    assert len(judged(judge, 20)) == 20, "nobody waits for ever"
+
+
+def test_whoever_is_free_first_takes_the_next_group():
+    from cluster.scoring import Scorers
+    from rewards import Attempt, Task
+    from rewards.scorer import LANES
+
+    class Slow(Judge):
+        def __init__(self) -> None:
+            super().__init__(members=2)
+            self.under_way = self.most = 0
+
+        async def call(self, _: str, groups: list[dict]) -> list:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            await asyncio.sleep(2.0 if groups[0]["text"] == ["1"] else 0.01)
+            self.under_way -= 1
+            return await super().call(_, groups)
+
     async def scenario() -> None:
-        pool = Pool("worker", [Worker.remote(), Worker.remote()], seconds=60, width=1)
-        await asyncio.gather(*(pool.call("work", 0.0) for _ in range(2)))
-        slow = asyncio.create_task(pool.call("work", 4.0))
-        await asyncio.sleep(0.1)
+        judge = Slow()
+        judge.seconds = 1.0
+        scorers = Scorers(judge, lambda _: True)  # type: ignore[arg-type]
+
+        def ask(text: str) -> asyncio.Task:
+            tried = Attempt(text=text, num_tokens=1, truncated=False)
+            return asyncio.create_task(scorers.verdicts(Task(answer=""), [tried]))
+
+        slow = ask("1")
         started = time.monotonic()
-        await asyncio.gather(*(pool.call("work", 0.1) for _ in range(6)))
-        assert time.monotonic() - started < 3.0, "none of them stood in line behind the slow one"
+        await asyncio.gather(*(ask("0") for _ in range(200)))
+        assert time.monotonic() - started < 1.5, "none of them stood in line behind the slow one"
+        assert judge.most == LANES * 2
         await slow
-        pool.kill()
 
     asyncio.run(scenario())

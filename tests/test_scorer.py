@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rewards import Attempt, RewardConfig, Rubric, Score, Task, Verdict
+from rewards.packed import pack_group, unpack_verdicts
 from rewards.scorer import Scorer
 from rewards.verifiers import load
 
@@ -350,6 +351,34 @@ def test_one_hung_verifier_of_groups_does_not_take_the_other_along(module: None)
     for verdicts in found:
         assert verdicts[names[0]].outcome == "unscorable"  # type: ignore[union-attr]
         assert verdicts[names[1]].outcome == "scored"  # type: ignore[union-attr]
+
+
+def test_several_groups_in_one_turn(module: None):
+    """A group that hangs or dies sends its company back, unjudged, and keeps nothing waiting;
+    judged alone, it has its verdict."""
+    hostile = scorer(1.0)
+
+    def packed(*texts: str) -> dict:
+        return pack_group(Task(answer=""), [attempt(t) for t in texts], lambda a: a.text != "skip")
+
+    def values(pieces: list | None, count: int) -> list:
+        if pieces is None:
+            return ["again"]
+        return [v.value for each in unpack_verdicts(pieces, count) for v in each.values() if v]
+
+    quick = hostile.judge([packed("a", "b"), packed("skip"), packed("skip", "c"), packed("d" * 9)])
+    assert [values(p, 2) for p in quick] == [[1.0, 1.0], [], [1.0], [1.0]]
+    for bad in ("hang", "exit"):
+        started = time.monotonic()
+        found = hostile.judge([packed("a"), packed("b", bad), packed("c")])
+        assert found[1] is None, bad
+        assert values(found[0], 1) in ([1.0], ["again"]) and found[2] is None, bad
+        assert time.monotonic() - started < 0.9, "not its whole timeout"
+        [alone] = hostile.judge([packed("b", bad)])
+        assert len(values(alone, 2)) == 2
+    long = hostile.judge([packed(*("x" * 100_000 for _ in range(8))) for _ in range(8)])
+    assert [values(p, 8) for p in long] == [[1.0] * 8] * 8, "more than a pipe holds, both ways"
+    hostile.close()
 
 
 def test_a_large_group_goes_through_the_pipes(module: None):
