@@ -42,8 +42,8 @@ class SamplerActor:
     async def score(self, token_ids: list[int]) -> list[float]:
         return (await asyncio.wrap_future(self._sampler.score(token_ids))).tolist()
 
-    async def pause(self) -> None:
-        await asyncio.wrap_future(self._sampler.pause())
+    async def pause(self, in_flight: Any) -> None:
+        await asyncio.wrap_future(self._sampler.pause(in_flight))
 
     async def resume(self) -> None:
         await asyncio.wrap_future(self._sampler.resume())
@@ -153,8 +153,8 @@ class LearnerActor:
     def connect(self, endpoint: Endpoint, samplers: list[ActorHandle], seconds: float) -> None:
         self._learner.connect(endpoint, SamplerClient(samplers, endpoint, seconds))
 
-    def update(self, table: pa.Table) -> Any:
-        return self._learner.update(table)
+    def update(self, table: pa.Table, max_staleness: int | None) -> Any:
+        return self._learner.update(table, max_staleness)
 
     def send_weights(self) -> str:
         return self._learner.send_weights()

@@ -31,6 +31,22 @@ class ScheduleConfig(BaseModel):
     """How many versions older than the policy that trains on it a group's oldest token may be.
     0 is synchronous, 1 one-step-off, n asynchronous."""
 
+    in_flight: Literal["keep", "wait", "abort"] = "keep"
+    """What becomes of unfinished completions when new weights come: they go on under the new ones,
+    the update waits until they have ended, or they are begun anew."""
+
+    uniform_groups: Literal["train", "discard"] = "train"
+    """What becomes of groups whose completions all have the same reward: they are trained, which
+    teaches nothing where siblings are compared, or another prompt takes their place at once
+    (dynamic sampling)."""
+
+    max_discards: int = Field(default=10, ge=1)
+    """Steps' worth of groups that may be discarded one after another before the run stops."""
+
+    spare_groups: int = Field(default=0, ge=0)
+    """Prompts begun beside those of a synchronous step. The step trains the groups that are ready
+    first; the others are sampled anew for the next one, and none more than three times."""
+
 
 class ClusterConfig(BaseModel):
     model_config = STRICT
@@ -186,6 +202,7 @@ class RunConfig(BaseModel):
                 f"sampler.max_model_len={self.max_model_len} is less than prompts.max_tokens + "
                 f"sampler.sampling.max_tokens = {self._longest}: raise it"
             )
+        broken += self._broken_schedule()
         if rows % self.learner.ranks:
             broken.append(
                 f"{rows} rows per step (schedule.groups_per_step x sampler.group_size) do not "
@@ -193,6 +210,30 @@ class RunConfig(BaseModel):
             )
         if broken:
             raise ValueError("\n".join(broken))
+
+    def _broken_schedule(self) -> list[str]:
+        from learner.algorithms import build
+
+        schedule, broken = self.schedule, []
+        if schedule.spare_groups and schedule.max_staleness:
+            broken.append(
+                f"schedule.spare_groups={schedule.spare_groups} is for synchronous steps: with "
+                f"schedule.max_staleness={schedule.max_staleness} more groups than a step's are "
+                "under way anyway; set one of them to 0"
+            )
+        if schedule.spare_groups and schedule.in_flight != "abort":
+            broken.append(
+                f"schedule.spare_groups={schedule.spare_groups} needs schedule.in_flight=abort: "
+                "what is left of a step is sampled anew, or it would not be on-policy"
+            )
+        algorithm = build(self.learner.algorithm)
+        compares = algorithm.siblings > 1 and not algorithm.judged_steps
+        if schedule.uniform_groups == "discard" and not compares:
+            broken.append(
+                f"schedule.uniform_groups=discard: {self.learner.algorithm.name} learns from "
+                "groups with uniform rewards as well; use train"
+            )
+        return broken
 
     def deciding(self) -> dict[str, Any]:
         """What decides the numbers: all fields but those that may change between a run and its

@@ -12,7 +12,7 @@ import asyncio
 
 from cluster.metrics import describe, flight, staleness
 from cluster.run import Run
-from rollout import ScoredGroup
+from rollout import Completion, Prompt, ScoredGroup
 from rollout.sampler import sample_seed
 from rollout.schema import to_table
 
@@ -50,18 +50,12 @@ async def train(run: Run) -> None:
 
 
 def check(run: Run, groups: list[ScoredGroup], *, version: int) -> dict[str, float]:
-    """The last look before groups are trained: the staleness bound holds, or the run stops."""
+    """Metrics of groups that are about to be trained. Raises RuntimeError where training them
+    would make no sense; their staleness is looked at by the learner, token by token."""
     if version == run.resumed_from:
         _check_first(run, groups)
     _check_outcomes(run, groups, version)
     metrics = describe(groups) | staleness(groups, version) | flight(run.window)
-    bound = run.config.schedule.max_staleness
-    if run.inputs.prompts is not None and metrics["schedule/staleness_max"] > bound:
-        raise RuntimeError(
-            f"step {version + 1} was about to train a group "
-            f"{metrics['schedule/staleness_max']:.0f} versions old, "
-            f"schedule.max_staleness={bound}: this is a bug in the schedule"
-        )
     return metrics
 
 
@@ -107,16 +101,45 @@ async def admit(run: Run) -> None:
 
 async def roll_out(run: Run, ticket: int) -> None:
     """Sample and score one group. Consumes a ticket; waits for a sampler and a scorer; unblocks
-    `take`."""
+    `take`, or `admit` where nothing can be learned from the group."""
     prompt = run.inputs.prompts.at(ticket)  # pyright: ignore[reportOptionalMemberAccess]
+    completions = await sample(run, ticket, prompt)
+    run.sampled_groups += 1
+    scores = await run.scoring.score(prompt, completions)
+    group = await asyncio.to_thread(run.judged, ticket, prompt, completions, scores)
+    if run.config.schedule.uniform_groups == "discard" and group.is_uniform:
+        await run.window.discard(ticket)
+        guard(run, group)
+    else:
+        await run.window.ready(ticket, group)
+
+
+async def sample(run: Run, ticket: int, prompt: Prompt) -> tuple[Completion, ...]:
+    """The completions of a ticket, from the first token where an update has put an end to them."""
     seeds = [
         sample_seed(str(run.config.seed), prompt.id, ticket, sample)
         for sample in range(run.config.sampler.group_size)
     ]
-    completions = await run.samplers.call("generate", prompt, run.config.sampler.sampling, seeds)
-    run.sampled_groups += 1
-    if run.algorithm.greedy:  # one more, which is the baseline and is not trained
-        completions += await run.samplers.call("generate", prompt, run.config.sampler.sampling, [])
-    scores = await run.scoring.score(prompt, completions)
-    group = await asyncio.to_thread(run.judged, ticket, prompt, completions, scores)
-    await run.window.ready(ticket, group)
+    sampling = run.config.sampler.sampling
+    while True:
+        completions = await run.samplers.call("generate", prompt, sampling, seeds)
+        if completions and run.algorithm.greedy:  # one more, the baseline, which is not trained
+            greedy = await run.samplers.call("generate", prompt, sampling, [])
+            completions = greedy and (*completions, *greedy)
+        if completions:
+            return completions
+        run.window.restart(ticket)
+
+
+def guard(run: Run, group: ScoredGroup) -> None:
+    """A search for groups worth training must not go on for ever."""
+    most = run.config.schedule.max_discards * run.config.schedule.groups_per_step
+    if run.window.discarded_in_a_row < most:
+        return
+    rewards = sorted({round(reward, 4) for reward in group.rewards})
+    raise RuntimeError(
+        f"the last {run.window.discarded_in_a_row} groups had uniform rewards (the last one "
+        f"{rewards}) and were discarded (schedule.uniform_groups=discard): the task is too hard or "
+        "too easy for this model, or the verifier never matches; the last completion: "
+        f"{group.group.completions[-1].text[-300:]!r}"
+    )

@@ -62,6 +62,7 @@ def flight(window: Window) -> dict[str, float]:
     return {
         "schedule/in_flight": float(window.in_flight),
         "schedule/discarded": float(window.discarded),
+        "schedule/went_round": float(window.went_round),
     }
 
 

@@ -134,6 +134,8 @@ class Run:
             groups_per_step=schedule.groups_per_step,
             max_staleness=schedule.max_staleness,
             budget=(self.config.steps - step) * schedule.groups_per_step,
+            spare=schedule.spare_groups,
+            version=step,
             state=saved.window if saved is not None else WindowState((), 0),
         )
         self.progress.begin(step, self.config.steps)
@@ -167,9 +169,11 @@ class Run:
         """One optimizer step on the table; its metrics."""
         self.progress.phase, self.progress.update = "update", (0, 0)
         watching = asyncio.create_task(self._watch_update())
+        # Recordings and demonstrations were sampled by other policies than the one in training.
+        bound = self.config.schedule.max_staleness if self.inputs.prompts is not None else None
         try:
             with self.timed("update"):
-                reports = await self.learners.all("update", ray.put(table))
+                reports = await self.learners.all("update", ray.put(table), bound)
         finally:
             watching.cancel()
         self.trained_groups += self.config.schedule.groups_per_step
@@ -196,7 +200,7 @@ class Run:
     async def _publish(self, version: int) -> dict[str, float]:
         """Each sampler acknowledges version and digest before it serves again; then learner and
         samplers score the same tokens. Raises RuntimeError when either disagrees."""
-        await self.samplers.all("pause")
+        await self.samplers.all("pause", self.config.schedule.in_flight)
         digest, *_ = await self.learners.all("send_weights")
         for index, answer in enumerate(await self.samplers.all("acknowledged")):
             if tuple(answer) != (version, digest):

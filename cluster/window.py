@@ -13,12 +13,21 @@ Example, groups_per_step 2, max_staleness 1, hence 4 slots: tickets 0 1 2 3 are 
 version 0. `take(2)` gives 0 and 1; nothing is admitted while they train, since their slots stay
 charged. After the publish of version 1, `release(2)` admits 4 and 5. Tickets 2 and 3, sampled under
 version 0, are trained next: staleness 1, the bound.
+
+Two ways to leave a group out, and neither loses a prompt unseen. `discard` is for a group that
+nothing can be learned from: its slot is free at once, and another prompt has its place in the step.
+With `spare` slots a synchronous step starts more groups than it trains, and trains those that are
+ready first; the others go round again, sampled anew under the new weights.
 """
 
 import asyncio
 from dataclasses import dataclass
 
 from rollout import ScoredGroup
+
+MOST_PASSED = 3
+"""How many steps may go by without a group before one waits for it: or no long answer would ever be
+trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,13 @@ class WindowState:
 
     pending: tuple[int, ...]
     next_ticket: int
+
+
+@dataclass(slots=True)
+class Slot:
+    version: int
+    """Of the weights when it was last begun."""
+    group: ScoredGroup | None = None
 
 
 class Window:
@@ -42,16 +58,24 @@ class Window:
         groups_per_step: int,
         max_staleness: int,
         budget: int,
+        spare: int = 0,
+        version: int = 0,
         state: WindowState = WindowState((), 0),
     ) -> None:
-        self.capacity = (max_staleness + 1) * groups_per_step
+        self.capacity = (max_staleness + 1) * groups_per_step + spare
+        self.version = version
+        self._max_staleness = max_staleness
+        self._spare = spare
         self._budget = budget
         self._charged = 0
         self._again = list(state.pending)
         self._next = state.next_ticket
-        self._live: dict[int, ScoredGroup | None] = {}
+        self._live: dict[int, Slot] = {}
+        self._passed: dict[int, int] = {}
         self._changed = asyncio.Condition()
         self.discarded = 0
+        self.discarded_in_a_row = 0
+        self.went_round = 0
 
     async def admit(self) -> int:
         """A new ticket. Consumes a slot. Waits for a free one, for ever once the budget is spent.
@@ -64,48 +88,79 @@ class Window:
                 ticket = self._again.pop(0)
             else:
                 ticket, self._next = self._next, self._next + 1
-            self._live[ticket] = None
+            self._live[ticket] = Slot(self.version)
             return ticket
 
     async def ready(self, ticket: int, group: ScoredGroup) -> None:
-        """The group of this ticket may be taken."""
+        """The group of this ticket may be taken, or goes round again if it came too late for the
+        step that it was begun for."""
         async with self._changed:
-            if self._live.get(ticket, group) is not None:
+            slot = self._live.get(ticket)
+            if slot is None or slot.group is not None:
                 raise RuntimeError(f"ticket {ticket} is not waiting for a group")
-            self._live[ticket] = group
+            slot.group = group
+            self.discarded_in_a_row = 0
+            self._send_round()
             self._changed.notify_all()
+
+    def restart(self, ticket: int) -> None:
+        """It is sampled anew, from its first token, under the weights of now."""
+        self._live[ticket].version = self.version
 
     async def discard(self, ticket: int) -> None:
         """Forget a ticket; its slot is free at once."""
         async with self._changed:
-            del self._live[ticket]
-            self._charged -= 1
-            self._budget += 1
+            self._free(ticket)
             self.discarded += 1
+            self.discarded_in_a_row += 1
             self._changed.notify_all()
 
     async def take(self, count: int) -> list[ScoredGroup]:
-        """The `count` oldest groups. Waits until they all are ready. Unblocked by `ready`."""
+        """The `count` oldest groups; with spare slots, the oldest that are ready. Waits until there
+        are as many. Unblocked by `ready`."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._oldest(count) is not None)
-            groups = self._oldest(count)
-            if groups is None:
+            await self._changed.wait_for(lambda: self._choose(count) is not None)
+            tickets = self._choose(count)
+            if tickets is None:
                 raise RuntimeError("the window woke up without its groups")
-            for ticket in list(self._live)[:count]:
-                del self._live[ticket]
-            return groups
+            groups = [self._live.pop(ticket).group for ticket in tickets]
+            for ticket in self._live if self._spare else ():
+                self._passed[ticket] = self._passed.get(ticket, 0) + 1
+            return [group for group in groups if group is not None]
 
-    def _oldest(self, count: int) -> list[ScoredGroup] | None:
-        if len(self._live) < count:
-            return None
-        groups = [g for g in list(self._live.values())[:count] if g is not None]
-        return groups if len(groups) == count else None
+    def _choose(self, count: int) -> list[int] | None:
+        order = sorted(self._live)
+        if self._spare:
+            overdue = [t for t in order if self._passed.get(t, 0) >= MOST_PASSED]
+            ready = [t for t in order if self._live[t].group is not None and t not in overdue]
+            order = sorted([*overdue, *ready][:count])
+        chosen = order[:count]
+        whole = len(chosen) == count and all(self._live[t].group is not None for t in chosen)
+        return chosen if whole else None
 
     async def release(self, count: int) -> None:
         """The policy that was trained on `count` taken groups is published: refund their slots."""
         async with self._changed:
+            self.version += 1
             self._charged -= count
+            self._send_round()
             self._changed.notify_all()
+
+    def _send_round(self) -> None:
+        """Groups that only spare slots can make too old; without them it is a bug of this file, and
+        the loop's own check says so."""
+        if not self._spare:
+            return
+        for ticket, slot in list(self._live.items()):
+            if slot.group is not None and slot.version < self.version - self._max_staleness:
+                self._free(ticket)
+                self._again = sorted([*self._again, ticket])
+                self.went_round += 1
+
+    def _free(self, ticket: int) -> None:
+        del self._live[ticket]
+        self._charged -= 1
+        self._budget += 1
 
     def state(self) -> WindowState:
         return WindowState((*self._live, *self._again), self._next)
@@ -113,7 +168,7 @@ class Window:
     @property
     def in_flight(self) -> int:
         """Tickets that wait for their group."""
-        return sum(group is None for group in self._live.values())
+        return sum(slot.group is None for slot in self._live.values())
 
     @property
     def num_ready(self) -> int:

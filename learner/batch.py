@@ -79,6 +79,29 @@ def read_rows(table: pa.Table, *, mask_truncated: bool = False, judged_steps: bo
     )
 
 
+def check_staleness(table: pa.Table, *, version: int, bound: int) -> None:
+    """Whether each trainable token was sampled under the policy in training, `version`, or one at
+    most `bound` versions older. The last look before the update; raises RuntimeError naming the
+    row and the span of tokens."""
+    versions, trainable = _lists(table["policy_versions"]), _lists(table["trainable"])
+    flat = np.concatenate(versions) if versions else np.empty(0)
+    wrong = (flat > version) | (flat < version - bound)
+    wrong &= np.concatenate(trainable) if trainable else False
+    if not wrong.any():
+        return
+    row = int(np.searchsorted(np.cumsum([len(v) for v in versions]), wrong.argmax(), side="right"))
+    start = int(wrong.argmax()) - sum(len(v) for v in versions[:row])
+    found = int(versions[row][start])
+    same = versions[row][start:] == found
+    end = start + (int((~same).argmax()) if not same.all() else len(same))
+    group, sample = table["group_id"][row].as_py(), table["sample"][row].as_py()
+    raise RuntimeError(
+        f"step {version + 1} was about to train tokens {start} to {end - 1} of group {group}, "
+        f"sample {sample}, which version {found} sampled: the policy in training is version "
+        f"{version}, and schedule.max_staleness={bound}. This is a bug in the schedule"
+    )
+
+
 def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
     """A list column as numpy arrays; views into Arrow's memory where the type allows."""
     merged = column.combine_chunks()

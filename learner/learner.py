@@ -18,7 +18,17 @@ import torch
 from torch import Tensor
 
 from learner import adapter, algorithms
-from learner.batch import Rows, Slice, Targets, Tokens, collate, minibatches, plan, read_rows
+from learner.batch import (
+    Rows,
+    Slice,
+    Targets,
+    Tokens,
+    check_staleness,
+    collate,
+    minibatches,
+    plan,
+    read_rows,
+)
 from learner.config import LearnerConfig, ModelConfig, OptimConfig
 from learner.credit import Looked, assign
 from learner.critic import load_critic
@@ -119,15 +129,18 @@ class Learner:
 
     # -- the update -------------------------------------------------------------------------------
 
-    def update(self, table: pa.Table) -> StepReport:
+    def update(self, table: pa.Table, max_staleness: int | None = None) -> StepReport:
         """Train on a table, `epochs x minibatches` optimizer steps; the policy version grows by
         one.
 
-        Raises RuntimeError when a loss or a gradient is not finite; in the first case the weights
-        are still those of the step before.
+        Raises RuntimeError when a token is older than `max_staleness` versions (None looks at
+        none), and when a loss or a gradient is not finite; but for a gradient, the weights are
+        still those of the step before.
         """
         started = time.perf_counter()
         self._check_temperature(table)
+        if max_staleness is not None:
+            check_staleness(table, version=self.version, bound=max_staleness)
         config = self._config.algorithm
         rows = read_rows(
             table,

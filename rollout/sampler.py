@@ -33,6 +33,9 @@ def sample_seed(run: str, prompt_id: str, ticket: int, sample: int, attempt: int
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
+InFlight = Literal["keep", "wait", "abort"]
+
+
 @dataclass
 class _Pending:
     """Requests that are answered together."""
@@ -42,6 +45,8 @@ class _Pending:
     """Engine outputs, in the order of the requests, to what the future gives."""
     outputs: list[Any]
     missing: int
+    may_end: bool
+    """They are completions, which a pause may wait for or abort."""
 
 
 class Sampler:
@@ -61,6 +66,11 @@ class Sampler:
         self._pending: dict[str, tuple[_Pending, int]] = {}
         self._ids = itertools.count()
         self._paused = False
+        self._pausing: Future | None = None
+        """A pause that waits for the completions named in `_ending`."""
+        self._ending: list[str] = []
+        self._held: list[tuple[Callable[[Future], None], Future]] = []
+        """Prompts that came meanwhile."""
         self._failure: BaseException | None = None
         self._stopping = False
         self._closing = False
@@ -112,6 +122,7 @@ class Sampler:
             for output in outputs:
                 if output.finished:
                     self._collect(output)
+            self._pause_if_ended()
 
     def _run_commands(self) -> None:
         """Do what was asked, waiting for something to do when the engine has nothing."""
@@ -146,19 +157,23 @@ class Sampler:
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
-        waiting = {id(group): group for group, _ in self._pending.values()}
+        futures = [group.future for group, _ in self._pending.values()]
+        futures += [future for _, future in self._held]
+        futures += [self._pausing] if self._pausing else []
         self._pending.clear()
-        for group in waiting.values():
-            if not group.future.done():
-                group.future.set_exception(RuntimeError(f"this sampler's engine died: {error!r}"))
+        self._held, self._pausing = [], None
+        for future in futures:
+            if not future.done():
+                future.set_exception(RuntimeError(f"this sampler's engine died: {error!r}"))
 
     # -- sampling ---------------------------------------------------------------------------------
 
     def generate(
         self, prompt: Prompt, sampling: SamplingConfig, seeds: Sequence[int]
     ) -> "Future[tuple[Completion, ...]]":
-        """One completion per seed. The same seed under the same weights gives the same completion,
-        whatever else runs beside it. Greedy when `seeds` is empty: one completion."""
+        """One completion per seed; none at all when a pause aborted them. The same seed under the
+        same weights gives the same completion, whatever else runs beside it. Greedy when `seeds` is
+        empty: one completion."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -178,7 +193,10 @@ class Sampler:
             for seed in (seeds or [None])
         ]
         return self._submit(
-            prompt.token_ids.tolist(), params, lambda outputs: tuple(map(self._completion, outputs))
+            prompt.token_ids.tolist(),
+            params,
+            lambda outputs: tuple(map(self._completion, outputs)),
+            may_end=True,
         )
 
     def score(self, token_ids: list[int]) -> "Future[np.ndarray]":
@@ -197,10 +215,19 @@ class Sampler:
         return self._submit(token_ids, [params], logprobs)
 
     def _submit(
-        self, token_ids: list[int], params: list[Any], finish: Callable[[list[Any]], Any]
+        self,
+        token_ids: list[int],
+        params: list[Any],
+        finish: Callable[[list[Any]], Any],
+        *,
+        may_end: bool = False,
     ) -> Future:
         def add(future: Future) -> None:
-            group = _Pending(future, finish, outputs=[None] * len(params), missing=len(params))
+            if self._pausing is not None:
+                self._held.append((add, future))
+                return
+            outputs = [None] * len(params)
+            group = _Pending(future, finish, outputs, missing=len(params), may_end=may_end)
             names = [f"r{next(self._ids)}" for _ in params]
             try:
                 for index, (name, param) in enumerate(zip(names, params, strict=True)):
@@ -243,14 +270,40 @@ class Sampler:
 
     # -- control ----------------------------------------------------------------------------------
 
-    def pause(self) -> Future:
-        """Freeze running completions between two tokens. New prompts are accepted and wait."""
+    def pause(self, in_flight: InFlight = "keep") -> Future:
+        """Stop between two tokens. New prompts are accepted and wait.
 
-        def pause() -> None:
-            self._engine.sleep(level=0, mode="keep")
-            self._paused = True
+        Running completions are frozen, or end before the pause begins, or are aborted: then their
+        callers get no completion at all.
+        """
 
-        return self._do(pause)
+        def pause(future: Future) -> None:
+            if in_flight == "wait":
+                self._ending = [name for name, (group, _) in self._pending.items() if group.may_end]
+            if in_flight == "abort":
+                self._abort()
+            self._pausing = future
+            self._pause_if_ended()
+
+        return self._ask(pause)
+
+    def _pause_if_ended(self) -> None:
+        """The pause that was asked for, once all that it waits for has ended."""
+        if self._pausing is None or any(name in self._pending for name in self._ending):
+            return
+        self._engine.sleep(level=0, mode="keep")
+        self._paused, future, self._pausing, self._ending = True, self._pausing, None, []
+        future.set_result(None)
+
+    def _abort(self) -> None:
+        """End every completion that is under way; prompts that are only scored stay."""
+        names = [name for name, (group, _) in self._pending.items() if group.may_end]
+        self._engine.abort_request(names)
+        for group in {id(g): g for g in map(self._drop, names)}.values():
+            group.future.set_result(())
+
+    def _drop(self, name: str) -> _Pending:
+        return self._pending.pop(name)[0]
 
     def resume(self) -> Future:
         """Go on. Keys and values of the frozen completions are computed anew and the prefix cache
@@ -260,6 +313,9 @@ class Sampler:
             self._engine.reset_prefix_cache(reset_running_requests=True)
             self._engine.wake_up(tags=["scheduling"])
             self._paused = False
+            for held in self._held:
+                self._queue.put(held)
+            self._held = []
 
         return self._do(resume)
 

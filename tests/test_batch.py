@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from builders import group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.batch import Rows, Slice, collate, minibatches, plan, read_rows
+from learner.batch import Rows, Slice, check_staleness, collate, minibatches, plan, read_rows
 from rollout.schema import to_table
 
 CPU = torch.device("cpu")
@@ -125,3 +126,26 @@ def test_minibatches_hold_each_row_once_and_split_no_group(groups: list[int], co
         assert len(part) and not set(ids[part]) & set(np.delete(ids, part))
     again = minibatches(ids, count, seed=(3, 1))
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+def test_a_token_older_than_the_bound_is_named_before_it_is_trained():
+    def table(versions: list[int], trainable: list[bool] | None = None):
+        scored = group(3, (0.0, 1.0), version=6, lengths=(4, 5))
+        first, second = scored.group.completions
+        second = replace(
+            second,
+            versions=np.array(versions, dtype=np.int32),
+            trainable=np.array(trainable or [True] * 5),
+        )
+        inner = replace(scored.group, completions=(first, second))
+        groups = [group(1, version=5), replace(scored, group=inner)]
+        return to_table(groups, step=8, run="r", temperature=1.0)
+
+    check_staleness(table([5, 5, 6, 7, 7]), version=7, bound=2)
+    check_staleness(table([0, 0, 5, 5, 6], [False, False, True, True, True]), version=7, bound=2)
+    with pytest.raises(RuntimeError, match="tokens 1 to 2 of group 3, sample 1, which version 4"):
+        check_staleness(table([5, 4, 4, 6, 6]), version=7, bound=2)
+    with pytest.raises(RuntimeError, match="tokens 4 to 4 of group 3, sample 1, which version 8"):
+        check_staleness(table([5, 5, 5, 6, 8]), version=7, bound=2)
+    with pytest.raises(RuntimeError, match="of group 1, sample 0, which version 5"):
+        check_staleness(table([6] * 5), version=6, bound=0)

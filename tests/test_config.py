@@ -100,6 +100,12 @@ def test_a_missing_file_is_refused():
         (["sampler.group_size=1"], "compares the completions of one prompt"),
         (["learner.ranks=3"], "do not divide by learner.ranks=3"),
         (["sampler.max_model_len=10"], "raise it"),
+        (["schedule.spare_groups=2"], "needs schedule.in_flight=abort"),
+        (["schedule.spare_groups=2", "schedule.max_staleness=1"], "is for synchronous steps"),
+        (
+            ["schedule.uniform_groups=discard", "learner.algorithm.name=ppo"],
+            "ppo learns from groups with uniform rewards",
+        ),
     ],
 )
 def test_rules_between_fields(overrides: list[str], says: str):

@@ -180,6 +180,70 @@ def test_one_step_off_with_two_ranks_and_a_reference(tiny: Path, tmp_path: Path)
     assert [t for line in ledger for t in line["tickets"]] == list(range(24))
 
 
+LUCK = """
+def odd(completion, answer):
+    return float(sum(map(ord, completion)) % 2)
+def hopeless(completion, answer):
+    return 0.0
+"""
+
+
+def test_dynamic_sampling_with_updates_that_abort(tiny: Path, tmp_path: Path):
+    (tmp_path / "luck.py").write_text(LUCK)
+    settings = {
+        "name": "dynamic",
+        "rewards.verifiers": f'{{"{tmp_path}/luck.py:odd": 1.0}}',
+        "eval.dataset": "",
+        "schedule.max_staleness": "2",
+        "schedule.in_flight": "abort",
+        "schedule.uniform_groups": "discard",
+        "sampler.sampling.max_tokens": "24",
+    }
+    cohort("train", *small_recipe(tmp_path, tiny, **settings))
+    folder = tmp_path / "outputs" / "dynamic"
+    rows = metrics(folder)
+    assert len(rows) == 4
+    assert all(row["rollout/uniform_groups"] == 0 for row in rows)
+    assert rows[-1]["schedule/discarded"] > 0, "every group was mixed: this proves nothing"
+    assert 0 < max(row["schedule/staleness_max"] for row in rows) <= 2
+    tickets = [t for line in jsonl(folder / "ledger.jsonl") for t in line["tickets"]]
+    assert len(set(tickets)) == 16 and max(tickets) > 15, "others took the place of the discarded"
+    for path in (folder / "rollouts").iterdir():
+        for versions in read_table(path)["policy_versions"].to_pylist():
+            assert len(set(versions)) == 1, "an update went through a completion"
+
+
+def test_an_endless_search_for_mixed_groups_ends_with_a_reason(tiny: Path, tmp_path: Path):
+    (tmp_path / "luck.py").write_text(LUCK)
+    settings = {
+        "name": "hopeless",
+        "rewards.verifiers": f'{{"{tmp_path}/luck.py:hopeless": 1.0}}',
+        "eval.dataset": "",
+        "schedule.uniform_groups": "discard",
+        "schedule.max_discards": "2",
+    }
+    output = cohort("train", *small_recipe(tmp_path, tiny, **settings), expect=1)
+    assert "the last 8 groups had uniform rewards (the last one [0.0])" in output
+    assert "Traceback" not in output
+
+
+def test_a_synchronous_step_with_spare_groups(tiny: Path, tmp_path: Path):
+    settings = {
+        "name": "spare",
+        "eval.dataset": "",
+        "schedule.spare_groups": "3",
+        "schedule.in_flight": "abort",
+        "sampler.max_running": "8",
+        "sampler.sampling.max_tokens": "24",
+    }
+    cohort("train", *small_recipe(tmp_path, tiny, **settings))
+    folder = tmp_path / "outputs" / "spare"
+    rows = metrics(folder)
+    assert [row["schedule/staleness_max"] for row in rows] == [0.0] * 4, "it stays on-policy"
+    tickets = [t for line in jsonl(folder / "ledger.jsonl") for t in line["tickets"]]
+    assert len(set(tickets)) == 16 and set(tickets) <= set(range(19))
+
+
 def test_bfloat16_with_two_samplers(tiny: Path, tmp_path: Path):
     """The dtype of GPUs, as far as a CPU computes it; and a publish that reaches two samplers."""
     settings = {"model.dtype": "bfloat16", "sampler.replicas": "2", "rewards.scorers": "2"}

@@ -235,6 +235,46 @@ def test_a_completion_that_lives_through_an_update_says_where_the_seam_is(
     assert found["spread"] > 0.01, "old and new weights are the same: this proves nothing"
 
 
+def pause_in_flight(sampler) -> dict:
+    """What becomes of completions under way, and of a prompt that comes during the pause."""
+    given, long = prompt(length=8), SamplingConfig(max_tokens=180)
+    found = {}
+    for mode in ("wait", "abort"):
+        under_way = sampler.generate(given, long, [1, 2])
+        time.sleep(0.2)
+        found[f"{mode}: early"] = under_way.done()
+        paused = sampler.pause(mode)
+        later = sampler.generate(prompt(3), SamplingConfig(max_tokens=4), [5])
+        scored = sampler.score([1, 2, 3])
+        paused.result(60)
+        found[f"{mode}: done at the pause"] = under_way.done()
+        found[f"{mode}: lengths"] = [len(c.token_ids) for c in under_way.result(60)]
+        time.sleep(0.3)
+        found[f"{mode}: sampled in the pause"] = later.done() or scored.done()
+        sampler.resume().result(60)
+        found[f"{mode}: later"] = len(later.result(60)[0].token_ids)
+        found[f"{mode}: scored"] = len(scored.result(60))
+    again = [sampler.generate(given, long, [1, 2]).result(60) for _ in range(2)]
+    found["same"] = [c.token_ids.tolist() for c in again[0]] == [
+        c.token_ids.tolist() for c in again[1]
+    ]
+    found["nothing"] = sampler.pause("wait").result(60) is None  # nothing is under way
+    sampler.resume().result(60)
+    return found
+
+
+def test_a_pause_waits_for_completions_or_aborts_them(tiny: Path, tmp_path: Path):
+    found = with_sampler(pause_in_flight, tmp_path, tiny / "model")
+    for mode in ("wait", "abort"):
+        assert not found[f"{mode}: early"], "it had ended before the pause: this proves nothing"
+        assert found[f"{mode}: done at the pause"], mode
+        assert not found[f"{mode}: sampled in the pause"], mode
+        assert (found[f"{mode}: later"], found[f"{mode}: scored"]) == (4, 2)
+    assert len(found["wait: lengths"]) == 2 and min(found["wait: lengths"]) > 8
+    assert found["abort: lengths"] == []
+    assert found["same"] and found["nothing"]
+
+
 def test_seeds_do_not_overlap():
     seeds = {
         sample_seed("run", f"p{p}", ticket, sample)
