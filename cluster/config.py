@@ -97,6 +97,12 @@ class EvalConfig(BaseModel):
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling when `samples` is above 1."""
 
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Of sampling when `samples` is above 1."""
+
+    max_tokens: int = Field(default=0, ge=0)
+    """Longest completion; 0 takes `sampler.sampling.max_tokens`."""
+
 
 class CheckpointConfig(BaseModel):
     model_config = STRICT
@@ -169,7 +175,8 @@ class RunConfig(BaseModel):
     @property
     def _longest(self) -> int:
         """The longest prompt and completion together that the limits allow."""
-        return self.prompts.max_tokens + self.sampler.sampling.max_tokens
+        evaluated = self.eval.max_tokens if self.eval.dataset else 0
+        return self.prompts.max_tokens + max(self.sampler.sampling.max_tokens, evaluated)
 
     @property
     def is_supervised(self) -> bool:
@@ -199,8 +206,9 @@ class RunConfig(BaseModel):
             )
         if self.max_model_len < self._longest:
             broken.append(
-                f"sampler.max_model_len={self.max_model_len} is less than prompts.max_tokens + "
-                f"sampler.sampling.max_tokens = {self._longest}: raise it"
+                f"sampler.max_model_len={self.max_model_len} is less than prompts.max_tokens + the "
+                "longer of sampler.sampling.max_tokens and eval.max_tokens = "
+                f"{self._longest}: raise it"
             )
         broken += self._broken_schedule()
         if rows % self.learner.ranks:

@@ -22,11 +22,10 @@ async def train(run: Run) -> None:
     for the samplers to hold the new weights; unblocks admission by releasing slots."""
     step = await run.restore()
     await run.publish(step)
-    if step == 0:
-        await run.evaluate(step)
     if step >= run.config.steps:
         return
     async with asyncio.TaskGroup() as background:
+        await run.begin_evaluation(step, background)
         admission = background.create_task(admit(run))  # its crash cancels this block
         while step < run.config.steps:
             with run.timed("rollout"):
@@ -45,7 +44,7 @@ async def train(run: Run) -> None:
             metrics |= await run.publish(step)
             await run.window.release(len(groups))  # only now may new prompts enter
             run.log(step, metrics)
-            await run.milestones(step)
+            await run.milestones(step, background)
         admission.cancel()
 
 

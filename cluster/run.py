@@ -70,6 +70,7 @@ class Run:
         self.seconds: dict[str, float] = {}
         self._lap: dict[str, float] = {}
         """Seconds per phase since the last logged step; `seconds` counts from the first."""
+        self._evaluation: asyncio.Task[None] | None = None
         self.evaluations: dict[int, dict[str, float]] = {}
         self.examples: dict[int, str] = {}
         """What the first held-out prompt was answered with, by step."""
@@ -193,6 +194,7 @@ class Run:
         under them: a supervised run publishes when it evaluates."""
         if self.inputs.prompts is None:
             return {}
+        await self.evaluated()
         self.progress.phase = "publish"
         with self.timed("publish"):
             return await self._publish(version)
@@ -250,26 +252,44 @@ class Run:
             f"loss {metrics['learner/loss']:.4f} · length {metrics['rollout/length']:.1f}"
         )
 
-    async def milestones(self, step: int) -> None:
+    async def begin_evaluation(self, step: int, background: asyncio.TaskGroup) -> None:
+        """Start the evaluation of this step's policy, where one is due. Training goes on: the
+        samplers answer both, and only the next publish waits for it. A supervised run waits here:
+        it publishes for its evaluations only, and the weights must not move before; so does
+        the last step, whose checkpoint is to know of it."""
+        due = step % self.config.eval.every == 0 or step == self.config.steps
+        if due and self.inputs.held_out and step not in self.evaluations:
+            self._evaluation = background.create_task(self._evaluate(step))
+            if self.inputs.prompts is None or step == self.config.steps:
+                await self.evaluated()
+
+    async def evaluated(self) -> None:
+        """The evaluation under way, if any, is done."""
+        if self._evaluation is not None and not self._evaluation.done():
+            self.progress.phase = "evaluate"
+            with self.timed("evaluate"):  # what training waits for, not all that it takes
+                await asyncio.wait([self._evaluation])
+
+    async def milestones(self, step: int, background: asyncio.TaskGroup) -> None:
         """Evaluation and checkpoint, where this step is due for one."""
         last = step == self.config.steps
         every = self.config.checkpoint.every
         state = self.window.state()  # before anything below lets new prompts in
-        if step % self.config.eval.every == 0 or last:
-            await self.evaluate(step)
+        await self.begin_evaluation(step, background)
         if last or (every and step % every == 0):
             await self.save(step, state)
 
-    async def evaluate(self, step: int) -> None:
-        if not self.inputs.held_out:
-            return
-        self.progress.phase = "evaluate"
-        with self.timed("evaluate"):
-            if self.inputs.prompts is None:
+    async def _evaluate(self, step: int) -> None:
+        if self.inputs.prompts is None:  # nobody samples between evaluations
+            with self.timed("publish"):
                 await self._publish(step)
-            metrics, self.examples[step] = await evaluate(
-                self.config, self.inputs.held_out, samplers=self.samplers, scoring=self.scoring
-            )
+        metrics, self.examples[step] = await evaluate(
+            self.config,
+            self.inputs.held_out,
+            samplers=self.samplers,
+            scoring=self.scoring,
+            version=step,
+        )
         self.evaluations[step] = metrics
         self.metrics.write(step, metrics)
         parts = " · ".join(

@@ -94,7 +94,7 @@ def check_staleness(table: pa.Table, *, version: int, bound: int) -> None:
     found = int(versions[row][start])
     same = versions[row][start:] == found
     end = start + (int((~same).argmax()) if not same.all() else len(same))
-    group, sample = table["group_id"][row].as_py(), table["sample"][row].as_py()
+    group, sample = table["group_id"][row].as_py(), table["sample_id"][row].as_py()
     raise RuntimeError(
         f"step {version + 1} was about to train tokens {start} to {end - 1} of group {group}, "
         f"sample {sample}, which version {found} sampled: the policy in training is version "
