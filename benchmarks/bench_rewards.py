@@ -19,7 +19,7 @@ from typing import Any, cast
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from run import chosen, interval  # noqa: E402
+from measure import chosen, interval  # noqa: E402
 
 GROUP = 16
 PAIRS = 7

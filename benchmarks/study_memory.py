@@ -10,7 +10,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from run import free_port, placement_of, tables_of  # noqa: E402
+from bench_learner import free_port, placement_of, tables_of  # noqa: E402
 
 RANKS = 2
 ROLES = {
@@ -78,7 +78,7 @@ def _one(model: str, placement: Any, stage: int, algorithm: dict[str, Any]) -> d
         temperature=1.0,
         max_tokens=48,
     )
-    [table] = tables_of(Path(), 1)
+    [table] = tables_of(1)
     learner.update(table)  # the optimizer's state is made by its first step
     full, step = [], learner._step
 

@@ -156,7 +156,10 @@ class LearnerActor:
     def update(self, table: pa.Table, max_staleness: int | None) -> Any:
         return self._learner.update(table, max_staleness)
 
-    def send_weights(self) -> str:
+    def stage_weights(self) -> None:
+        self._learner.stage_weights()
+
+    def send_weights(self) -> tuple[str, float]:
         return self._learner.send_weights()
 
     def score(self, token_ids: list[int]) -> list[float]:
@@ -204,9 +207,8 @@ class SamplerClient:
         self._get([s.update.remote("start", {}) for s in self._samplers], "announcing weights to")
 
     def update_weights(self, update_info: Any) -> None:
-        self._get(
-            [s.update.remote("update", update_info) for s in self._samplers], "sending weights to"
-        )
+        shared = ray.put(update_info)  # once, however many samplers there are
+        self._get([s.update.remote("update", shared) for s in self._samplers], "sending weights to")
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         version = int(weight_version or 0)

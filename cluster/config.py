@@ -58,8 +58,9 @@ class ClusterConfig(BaseModel):
     """Ray cluster to join. `auto` joins the one this job was submitted to, or starts one of its own
     on this machine; `local` always starts one; otherwise host:port."""
 
-    weight_backend: Literal["auto", "shm", "nccl", "ipc"] = "auto"
-    """How weights reach the samplers: a memory-mapped file, NCCL, or CUDA IPC."""
+    weight_backend: Literal["auto", "shm", "ray", "nccl", "ipc"] = "auto"
+    """How weights reach the samplers: a memory-mapped file, Ray's object store (and only what
+    changed of them), NCCL, or CUDA IPC."""
 
     weight_directory: str = "/dev/shm"
     """Folder of the memory-mapped file; learner rank 0 and all samplers must share it."""

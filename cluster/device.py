@@ -27,7 +27,7 @@ class Device:
     dtype: str
     collectives: str
     """Backend of the learner's process group."""
-    weight_backend: Literal["shm", "nccl", "ipc"]
+    weight_backend: Literal["shm", "ray", "nccl", "ipc"]
     canary_bound: float
     """Largest logprob gap between learner and sampler that rounding explains."""
     resource: Literal["CPU", "GPU"]
@@ -51,8 +51,8 @@ def resolve(config: RunConfig, *, gpus: float) -> Device:
     kind = wanted if wanted != "auto" else ("cuda" if gpus else "cpu")
     device = _cuda(config) if kind == "cuda" else _cpu(config)
     backend = device.weight_backend
-    if kind == "cpu" and backend != "shm":
-        raise ValueError(f"cluster.weight_backend={backend} needs GPUs; on CPU it is shm")
+    if kind == "cpu" and backend not in ("shm", "ray"):
+        raise ValueError(f"cluster.weight_backend={backend} needs GPUs; on CPU it is shm or ray")
     return device
 
 

@@ -202,16 +202,12 @@ class Run:
     async def _publish(self, version: int) -> dict[str, float]:
         """Each sampler acknowledges version and digest before it serves again; then learner and
         samplers score the same tokens. Raises RuntimeError when either disagrees."""
+        await self.learners.all("stage_weights")
+        started = time.monotonic()
         await self.samplers.all("pause", self.config.schedule.in_flight)
-        digest, *_ = await self.learners.all("send_weights")
-        for index, answer in enumerate(await self.samplers.all("acknowledged")):
-            if tuple(answer) != (version, digest):
-                raise RuntimeError(
-                    f"sampler/{index} holds version {answer[0]} with digest "
-                    f"{answer[1][:12] or 'none'}; the learner sent version {version} with digest "
-                    f"{digest[:12] or 'none'}"
-                )
+        sent = await self._send(version)
         await self.samplers.all("resume")
+        paused = time.monotonic() - started
         gap = await self._canary()
         if not gap <= self.device.canary_bound:
             raise RuntimeError(
@@ -219,7 +215,24 @@ class Run:
                 "on the logprobs of the same tokens (cluster.canary_bound="
                 f"{self.device.canary_bound}): the samplers do not hold the learner's weights"
             )
-        return {"policy/canary_gap": gap}
+        return {
+            "policy/canary_gap": gap,
+            "weights/pause_seconds": paused,
+            "weights/sent": sent,
+        }
+
+    async def _send(self, version: int) -> float:
+        """Weights to paused samplers; each says which it holds. The share of the bytes that had to
+        travel."""
+        [(digest, sent), *_] = await self.learners.all("send_weights")
+        for index, answer in enumerate(await self.samplers.all("acknowledged")):
+            if tuple(answer) != (version, digest):
+                raise RuntimeError(
+                    f"sampler/{index} holds version {answer[0]} with digest "
+                    f"{answer[1][:12] or 'none'}; the learner sent version {version} with digest "
+                    f"{digest[:12] or 'none'}"
+                )
+        return sent
 
     async def _canary(self) -> float:
         """The largest logprob difference between the learner and any sampler."""

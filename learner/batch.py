@@ -1,16 +1,18 @@
-"""Table to padded micro-batches for one rank.
+"""Table to micro-batches for one rank.
 
 Every rank reads the whole table and computes the same plan, so denominators, advantages and the
 number of micro-batches agree everywhere without a collective. The shift by one (the logprob of a
 token is read one position before it) exists in this file only.
 
-Legend: N rows of the table, B rows of a micro-batch; T time: of the longest completion in NT, of
-prompt and completion in BT.
+Legend: N rows of the table, S sequences of a micro-batch, B rows in which they stand, one behind
+the other or alone; T time: of the longest completion in NT, of prompt and completion in ST, of a
+row in BT.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from learner.objectives import Counts
+from learner.packing import Work, balanced, by_length, layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,15 +180,18 @@ def plan(
     *,
     ranks: int,
     micro_batch_tokens: int,
+    work: Work | None = None,
 ) -> list[list[Slice]]:
     """Which of the chosen rows each rank takes together: `plan[rank][k]`, as many k on every rank.
 
-    Rows are dealt out from longest to shortest, so ranks get like work and rows of like length
-    share a micro-batch. Rows without a trained token are left out.
+    With `work`, sequences may share a row and micro-batches are balanced by it; without, rows of
+    like length share a micro-batch. Rows without a trained token are left out.
     """
     useful = chosen[sizes_N[chosen] > 0]
-    order = useful[np.argsort(-lengths_N[useful], kind="stable")]
-    per_rank = [_fill(order[rank::ranks], lengths_N, micro_batch_tokens) for rank in range(ranks)]
+    if work is None:
+        per_rank = by_length(lengths_N, useful, ranks=ranks, budget=micro_batch_tokens)
+    else:
+        per_rank = balanced(lengths_N, useful, ranks=ranks, budget=micro_batch_tokens, work=work)
     count = max(1, max(len(batches) for batches in per_rank))
     nothing = np.empty(0, dtype=np.int64)
     for batches in per_rank:
@@ -197,68 +203,113 @@ def plan(
     ]
 
 
-def _fill(order: np.ndarray, lengths_N: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Cut an order of falling lengths where the padded size would pass the budget."""
-    batches: list[np.ndarray] = []
-    start = 0
-    for end in range(1, len(order) + 1):
-        longest = lengths_N[order[start]]
-        if end == len(order) or (end + 1 - start) * longest > budget:
-            batches.append(order[start:end])
-            start = end
-    return batches
-
-
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A micro-batch, right-padded. Index t of every BT tensor is about predicting the token at
-    t + 1.
+    """A micro-batch, padded on the right. Index t of every BT and ST tensor is about predicting the
+    token at t + 1.
 
-    There is no attention mask: under causal attention nothing real looks at padding on its right.
+    BT is what the model sees, ST what everybody else does: a row per sequence. They are the same
+    where each sequence has a row of its own. There is no attention mask: under causal attention
+    nothing real looks at padding on its right, and sequences that share a row are told apart by
+    position ids that begin anew.
     """
 
     tokens_BT: Tensor
     trains_BT: Tensor
+    trains_ST: Tensor
     spans: tuple[tuple[int, int, int], ...]
-    """(row of the table, first, last) of each completion's predictions"""
+    """(row of the table, first, last) of each completion's predictions, in its own sequence"""
+    position_ids_BT: Tensor | None = None
+    places_ST: Tensor | None = None
+    """int64: where in the flattened BT; both None where each sequence has its own row"""
 
     @property
     def targets_BT(self) -> Tensor:
-        """The token that each position predicts; the last column's is meaningless, never
-        trained."""
+        """The token that each position predicts; what stands at a sequence's end is meaningless,
+        never trained."""
         return self.tokens_BT.roll(-1, dims=1)
 
-    def gather(self, values_NT: np.ndarray) -> Tensor:
-        """What the table knows of these tokens, [B, T] in float32, 0 outside the completions."""
-        values_BT = np.zeros(tuple(self.tokens_BT.shape), dtype=np.float32)
-        for index, (row, first, last) in enumerate(self.spans):
-            values_BT[index, first:last] = values_NT[row, : last - first]
-        return torch.from_numpy(values_BT).to(self.tokens_BT.device)
+    def per_sequence(self, values_BT: Tensor) -> Tensor:
+        """[B, T] to [S, T], 0 outside the completions."""
+        if self.places_ST is None:
+            return values_BT
+        return values_BT.flatten()[self.places_ST] * self.trains_ST.to(values_BT.dtype)
 
-    def scatter(self, values_BT: Tensor, into_NT: np.ndarray) -> None:
+    def gather(self, values_NT: np.ndarray) -> Tensor:
+        """What the table knows of these tokens, [S, T] in float32, 0 outside the completions."""
+        values_ST = np.zeros(tuple(self.trains_ST.shape), dtype=np.float32)
+        for index, (row, first, last) in enumerate(self.spans):
+            values_ST[index, first:last] = values_NT[row, : last - first]
+        return torch.from_numpy(values_ST).to(self.tokens_BT.device)
+
+    def scatter(self, values_ST: Tensor, into_NT: np.ndarray) -> None:
         """The inverse: write what was computed into the table's array."""
-        values = values_BT.float().cpu().numpy()
+        values = values_ST.float().cpu().numpy()
         for index, (row, first, last) in enumerate(self.spans):
             into_NT[row, : last - first] = values[index, first:last]
 
 
+def ask(policy: Callable[..., Any], batch: Tokens, positions: int) -> tuple[Tensor, Tensor]:
+    """(logp_ST, entropy_ST) of a `Policy`, or of an engine that holds one."""
+    logp_BT, entropy_BT = policy(
+        batch.tokens_BT,
+        batch.trains_BT,
+        batch.targets_BT,
+        positions=positions,
+        position_ids=batch.position_ids_BT,
+    )
+    return batch.per_sequence(logp_BT), batch.per_sequence(entropy_BT)
+
+
 def collate(
-    rows: Rows, trains_NT: np.ndarray, batch: Sequence[int] | np.ndarray, device: torch.device
+    rows: Rows,
+    trains_NT: np.ndarray,
+    batch: Sequence[int] | np.ndarray,
+    device: torch.device,
+    *,
+    work: Work | None = None,
+    varlen: bool = False,
 ) -> Tokens:
-    """An empty batch becomes one row of padding that trains nothing."""
-    height = max(1, len(batch))
-    width = max([2, *(len(rows.tokens[row]) for row in batch)])
-    tokens_BT = np.zeros((height, width), dtype=np.int64)
-    trains_BT = np.zeros((height, width), dtype=np.bool_)
-    spans = []
+    """With `work`, sequences share rows where that is less work. An empty batch becomes one row of
+    padding that trains nothing."""
+    lengths = [len(rows.tokens[row]) for row in batch]
+    longest = max([2, *lengths])
+    shape_ST = (max(1, len(batch)), longest)
+    trains_ST, spans = np.zeros(shape_ST, dtype=np.bool_), []
     for index, row in enumerate(batch):
-        tokens = rows.tokens[row]
-        first, last = int(rows.prompt_lengths_N[row]) - 1, len(tokens) - 1
-        tokens_BT[index, : len(tokens)] = tokens
-        trains_BT[index, first:last] = trains_NT[row, : last - first]
+        first, last = int(rows.prompt_lengths_N[row]) - 1, lengths[index] - 1
+        trains_ST[index, first:last] = trains_NT[row, : last - first]
         spans.append((int(row), first, last))
+    alone = [[index] for index in range(shape_ST[0])]
+    stands = layout(lengths, work, varlen=varlen) if work is not None and lengths else alone
+    packs = stands != alone
+    width = max([longest, *(sum(lengths[i] for i in row) for row in stands)]) if packs else longest
+    shape_BT = (len(stands), width)
+    tokens_BT = np.zeros(shape_BT, dtype=np.int64)
+    trains_BT = np.zeros(shape_BT, dtype=np.bool_)
+    # Padding counts on from 0, as a sequence of its own.
+    position_ids_BT = np.zeros(shape_BT, dtype=np.int64)
+    places_ST = np.zeros(shape_ST, dtype=np.int64)
+    for at, row in enumerate(stands):
+        start = 0
+        for index in row if lengths else ():
+            end = start + lengths[index]
+            tokens_BT[at, start:end] = rows.tokens[batch[index]]
+            trains_BT[at, start:end] = trains_ST[index, : lengths[index]]
+            position_ids_BT[at, start:end] = np.arange(lengths[index])
+            places_ST[index, : lengths[index]] = at * width + np.arange(start, end)
+            start = end
+        position_ids_BT[at, start:] = np.arange(width - start)
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    trains = tensor(trains_BT)
     return Tokens(
-        tokens_BT=torch.from_numpy(tokens_BT).to(device),
-        trains_BT=torch.from_numpy(trains_BT).to(device),
+        tokens_BT=tensor(tokens_BT),
+        trains_BT=trains,
+        trains_ST=tensor(trains_ST) if packs else trains,
         spans=tuple(spans),
+        position_ids_BT=tensor(position_ids_BT) if packs else None,
+        places_ST=tensor(places_ST) if packs else None,
     )

@@ -264,7 +264,11 @@ class LearnerConfig(BaseModel):
     critic: CriticConfig = CriticConfig()
 
     micro_batch_tokens: int = Field(default=8192, ge=1)
-    """Tokens of one forward pass on one rank, padding included. A single row may exceed it."""
+    """Tokens of one forward pass on one rank. A single row may exceed it."""
+
+    packing: bool = True
+    """Sequences of different lengths share rows of a micro-batch, and micro-batches are balanced by
+    FLOPs over the ranks. Models with recurrent layers are padded whatever this says."""
 
     logits_chunk: int = Field(default=1 << 24, ge=1)
     """Logits (tokens x vocabulary) that exist at once. Below one chunk nothing is recomputed."""

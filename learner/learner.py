@@ -23,6 +23,7 @@ from learner.batch import (
     Slice,
     Targets,
     Tokens,
+    ask,
     check_staleness,
     collate,
     minibatches,
@@ -36,6 +37,7 @@ from learner.engine import Engine, Placement, join, leave
 from learner.loss import Loss
 from learner.model import Policy, export, load_model
 from learner.objectives import Counts
+from learner.packing import Work, can_pack
 from learner.reference import Reference, WithoutAdapters
 from learner.source import ZeroSource
 from learner.steering import Steering
@@ -92,6 +94,9 @@ class Learner:
             dtype=placement.dtype,
             gradient_checkpointing=model.gradient_checkpointing,
         )
+        packs = config.packing and can_pack(self._model.config)
+        self._work = Work.of_model(self._model.config) if packs else None
+        self._varlen = "flash" in (self._model.config._attn_implementation or "")
         if model.lora.rank:
             adapter.attach(self._model, model.lora)
         policy = Policy(
@@ -197,13 +202,11 @@ class Learner:
         """Ask the models about the whole table, each rank about its rows, before anything moves."""
         wanted: dict[str, Callable[[Tokens, int], Tensor]] = {}
         if self._config.algorithm.anchor == "recomputed" and not self._algorithm.supervised:
-            wanted["anchor"] = lambda batch, positions: self._logprobs(batch, positions)[0]
-        if (reference := self._reference) is not None:
-            wanted["reference"] = lambda batch, positions: reference.logprobs(
-                batch.tokens_BT, batch.trains_BT, batch.targets_BT, positions=positions
-            )
+            wanted["anchor"] = lambda batch, count: ask(self._engine.forward, batch, count)[0]
+        if self._reference is not None:
+            wanted["reference"] = self._reference.logprobs
         if (critic := self._critic) is not None:
-            wanted["value"] = lambda batch, _: critic.forward(batch.tokens_BT, batch.trains_BT)
+            wanted["value"] = lambda batch, _: self._values(critic, batch)
         if not wanted:
             return Looked()
         found = {name: np.zeros(rows.mask_NT.shape, dtype=np.float32) for name in wanted}
@@ -211,9 +214,9 @@ class Learner:
         present = self._reference.present() if self._reference else contextlib.nullcontext()
         with torch.no_grad(), present:
             for part in slices:
-                batch = collate(rows, rows.mask_NT, part.rows, self._engine.device)
-                for name, ask in wanted.items():
-                    batch.scatter(ask(batch, part.positions), found[name])
+                batch = self._collate(rows, rows.mask_NT, part)
+                for name, said in wanted.items():
+                    batch.scatter(said(batch, part.positions), found[name])
         return Looked(**{name: self._engine.sum_array(array) for name, array in found.items()})
 
     def _plan(self, rows: Rows, wanted_NT: np.ndarray, chosen: np.ndarray) -> list[Slice]:
@@ -224,6 +227,7 @@ class Learner:
             chosen,
             ranks=self._placement.ranks,
             micro_batch_tokens=self._config.micro_batch_tokens,
+            work=self._work,
         )
         return every[self._placement.rank]
 
@@ -245,22 +249,28 @@ class Learner:
         total = 0.0
         for number, part in enumerate(slices):
             self._progress = (number, len(slices))
-            batch = collate(rows, targets.trains, part.rows, self._engine.device)
-            said = self._logprobs(batch, part.positions)
+            batch = self._collate(rows, targets.trains, part)
+            said = ask(self._engine.forward, batch, part.positions)
             loss = self._loss.policy(*said, batch, targets, counts, tally)
             total += float(loss.detach())
             self._engine.backward(loss)
             if self._critic is not None:
-                value_BT = self._critic.forward(batch.tokens_BT, batch.trains_BT)
-                value_loss = self._loss.value(value_BT, batch, targets, counts, tally)
+                values = self._values(self._critic, batch)
+                value_loss = self._loss.value(values, batch, targets, counts, tally)
                 total += 0.0 * float(value_loss.detach())  # not finite here is not finite there
                 self._critic.backward(value_loss)
         self._progress = (len(slices), len(slices))
         return self._engine.sum([total])[0]
 
-    def _logprobs(self, batch: Tokens, positions: int) -> tuple[Tensor, Tensor]:
-        return self._engine.forward(
-            batch.tokens_BT, batch.trains_BT, batch.targets_BT, positions=positions
+    def _collate(self, rows: Rows, trains_NT: np.ndarray, part: Slice) -> Tokens:
+        device, varlen = self._engine.device, self._varlen
+        return collate(rows, trains_NT, part.rows, device, work=self._work, varlen=varlen)
+
+    @staticmethod
+    def _values(critic: Engine, batch: Tokens) -> Tensor:
+        ids = batch.position_ids_BT
+        return batch.per_sequence(
+            critic.forward(batch.tokens_BT, batch.trains_BT, position_ids=ids)
         )
 
     def _step(self) -> tuple[float, float]:
@@ -290,11 +300,20 @@ class Learner:
             self._sender.close()
         self._sender = connect(endpoint, self._source, client, rank=self._placement.rank)
 
-    def send_weights(self) -> str:
-        """Push the weights of `version` to all samplers; the digest sent, on rank 0."""
+    def stage_weights(self) -> None:
+        """What of a push needs no sampler's attention; they go on decoding."""
+        self._connected().stage()
+
+    def send_weights(self) -> tuple[str, float]:
+        """Push the weights of `version` to all samplers, which are paused. On rank 0: the digest
+        sent, and the bytes that travelled / bytes of the weights."""
+        sender = self._connected()
+        return sender.send(self.version), sender.sent
+
+    def _connected(self) -> Sender:
         if self._sender is None:
-            raise RuntimeError("send_weights before connect")
-        return self._sender.send(self.version)
+            raise RuntimeError("weights are to be sent before connect")
+        return self._sender
 
     def score(self, token_ids: list[int]) -> list[float]:
         """Logprob (temperature 1) of each token but the first: the learner's side of the canary."""

@@ -1,4 +1,7 @@
-"""The loss of a micro-batch: its share of the optimizer step's, by the row and the options."""
+"""The loss of a micro-batch: its share of the optimizer step's, by the row and the options.
+
+B here is a row per sequence, packed or not (`Tokens.per_sequence`).
+"""
 
 import torch
 from torch import Tensor
@@ -31,7 +34,7 @@ class Loss:
         tally: Tally,
     ) -> Tensor:
         config, kl = self._config.algorithm, self._config.algorithm.kl
-        mask_BT = batch.trains_BT.to(torch.float32)
+        mask_BT = batch.trains_ST.to(torch.float32)
         anchor_BT = batch.gather(targets.anchor)
         loss_BT, clipped_BT = self._algorithm.surrogate(
             logp_BT, anchor_BT, batch.gather(targets.advantage), mask_BT
@@ -71,6 +74,6 @@ class Loss:
             batch.gather(targets.returns),
             clip=self._config.critic.clip,
         )
-        mask_BT = batch.trains_BT.to(torch.float32)
+        mask_BT = batch.trains_ST.to(torch.float32)
         tally.add(mask_BT, value_loss=loss_BT, value_clip_fraction=clipped_BT, value_mean=value_BT)
         return (loss_BT * objectives.token_mean(mask_BT, counts)).sum()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.adapter import switched_off
+from learner.batch import Tokens, ask
 from learner.config import KLConfig
 from learner.engine import Engine, shard_frozen
 from learner.model import Policy, export, load_model
@@ -44,12 +45,9 @@ class Reference:
             if self._offloads:
                 self._policy.to("cpu")
 
-    def logprobs(
-        self, tokens_BT: Tensor, trains_BT: Tensor, targets_BT: Tensor, *, positions: int
-    ) -> Tensor:
+    def logprobs(self, batch: Tokens, positions: int) -> Tensor:
         with torch.no_grad():
-            logp_BT, _ = self._policy(tokens_BT, trains_BT, targets_BT, positions=positions)
-        return logp_BT
+            return ask(self._policy, batch, positions)[0]
 
     def become(self, source: ZeroSource) -> None:
         """Take over the weights of another policy: a collective where either is sharded."""
@@ -78,12 +76,9 @@ class WithoutAdapters:
     def present(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def logprobs(
-        self, tokens_BT: Tensor, trains_BT: Tensor, targets_BT: Tensor, *, positions: int
-    ) -> Tensor:
+    def logprobs(self, batch: Tokens, positions: int) -> Tensor:
         with torch.no_grad(), switched_off(self._model):
-            logp_BT, _ = self._engine.forward(tokens_BT, trains_BT, targets_BT, positions=positions)
-        return logp_BT
+            return ask(self._engine.forward, batch, positions)[0]
 
     def become(self, source: ZeroSource) -> None:
         raise RuntimeError("a reference without adapters cannot move")

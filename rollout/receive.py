@@ -1,7 +1,7 @@
-"""Weights from learner to samplers: the receiving half of the `shm` backend.
+"""Weights from learner to samplers: the receiving halves of the `shm` and `ray` backends.
 
 vLLM imports this module by name in each of its workers before the model is loaded
-(`worker_extension_cls="rollout.receive.Receiver"`), which registers the backend there: in this
+(`worker_extension_cls="rollout.receive.Receiver"`), which registers the backends there: in this
 process, in an engine core of its own, or in the workers of tensor parallelism alike.
 """
 
@@ -24,44 +24,19 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from rollout.transfer import Slot, digest, views
+from rollout.delta import apply
+from rollout.transfer import Slot, bits, digest, views
 
 
-@dataclass
-class SharedMemoryInit(WeightTransferInitInfo):
-    path: str
-    size: int
-    slots: list[dict[str, Any]]
-
-
-@dataclass
-class SharedMemoryUpdate(WeightTransferUpdateInfo):
-    digest: str
-
-
-class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
-    init_info_cls = SharedMemoryInit
-    update_info_cls = SharedMemoryUpdate
+class Mapped(WeightTransferEngine[Any, Any]):
+    """What the backends share: weights that lie in a buffer as `lay_out` says, loaded from there
+    once their digest is right."""
 
     model: Any
     received_digest = ""
     """Of the bytes loaded last; what the sampler acknowledges."""
-
-    def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
-        slots = [Slot(**slot) for slot in init_info.slots]
-        self._check(slots)
-        try:
-            fd = os.open(init_info.path, os.O_RDONLY)
-        except FileNotFoundError as error:
-            raise RuntimeError(
-                f"this sampler does not see {init_info.path}: cluster.weight_directory must be one "
-                "folder that the learner and every sampler share"
-            ) from error
-        try:
-            self._buffer = mmap.mmap(fd, init_info.size, access=mmap.ACCESS_READ)
-        finally:
-            os.close(fd)
-        self._slots = slots
+    _buffer: mmap.mmap
+    _slots: list[Slot]
 
     def _check(self, slots: list[Slot]) -> None:
         """vLLM accepts missing tensors with a log line and narrows wrong shapes in silence, so what
@@ -83,12 +58,12 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
 
-    def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
+    def _load(self, expected: str) -> None:
         self.received_digest = digest(self._buffer)
-        if self.received_digest != update_info.digest:
+        if self.received_digest != expected:
             raise RuntimeError(
                 f"the weights arrived damaged: digest {self.received_digest[:16]}, the learner "
-                f"sent {update_info.digest[:16]}"
+                f"sent {expected[:16]}"
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -108,6 +83,80 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
         pass
 
 
+@dataclass
+class SharedMemoryInit(WeightTransferInitInfo):
+    path: str
+    size: int
+    slots: list[dict[str, Any]]
+
+
+@dataclass
+class SharedMemoryUpdate(WeightTransferUpdateInfo):
+    digest: str
+
+
+class SharedMemoryReceiver(Mapped):
+    init_info_cls = SharedMemoryInit
+    update_info_cls = SharedMemoryUpdate
+
+    def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
+        slots = [Slot(**slot) for slot in init_info.slots]
+        self._check(slots)
+        try:
+            fd = os.open(init_info.path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise RuntimeError(
+                f"this sampler does not see {init_info.path}: cluster.weight_directory must be one "
+                "folder that the learner and every sampler share; with cluster.weight_backend=ray "
+                "none is needed"
+            ) from error
+        try:
+            self._buffer = mmap.mmap(fd, init_info.size, access=mmap.ACCESS_READ)
+        finally:
+            os.close(fd)
+        self._slots = slots
+
+    def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
+        self._load(update_info.digest)
+
+
+@dataclass
+class PayloadInit(WeightTransferInitInfo):
+    size: int
+    slots: list[dict[str, Any]]
+
+
+@dataclass
+class PayloadUpdate(WeightTransferUpdateInfo):
+    digest: str
+    base: str
+    """Digest of the weights that the payload is a difference from; empty when it is all of them."""
+    payload: bytes
+
+
+class PayloadReceiver(Mapped):
+    init_info_cls = PayloadInit
+    update_info_cls = PayloadUpdate
+
+    def init_transfer_engine(self, init_info: PayloadInit) -> None:
+        self._slots = [Slot(**slot) for slot in init_info.slots]
+        self._check(self._slots)
+        self._buffer = mmap.mmap(-1, init_info.size)
+
+    def receive_weights(self, update_info: PayloadUpdate) -> None:
+        if not update_info.base:
+            self._buffer[:] = update_info.payload
+        elif update_info.base == self.received_digest:
+            apply(bits(self._buffer, self._slots), update_info.payload)
+        else:
+            raise RuntimeError(
+                f"this sampler holds weights {self.received_digest[:16] or 'of its own'}, the "
+                f"learner sent a difference from {update_info.base[:16]}"
+            )
+        self._load(update_info.digest)
+
+
+WeightTransferEngineFactory.register_engine("ray", PayloadReceiver)
 WeightTransferEngineFactory.register_engine("shm", SharedMemoryReceiver)
 
 
@@ -118,4 +167,4 @@ class Receiver:
 
     def received_digest(self) -> str:
         engine = self.weight_transfer_engine
-        return engine.received_digest if isinstance(engine, SharedMemoryReceiver) else ""
+        return engine.received_digest if isinstance(engine, Mapped) else ""

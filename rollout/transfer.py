@@ -6,6 +6,9 @@ rank); the receiving half is `rollout/receive.py`.
 The `shm` backend: rank 0 writes every tensor into one memory-mapped file, each sampler maps the
 same file and loads from it. The file's name lives only for the length of the handshake: it is
 unlinked as soon as every sampler holds its mapping, so nothing is left behind whatever dies later.
+
+The `ray` backend: rank 0 hands the samplers the bytes, over whatever the client travels on, and
+where few weights changed only their difference (`rollout/delta.py`). No folder has to be shared.
 """
 
 import contextlib
@@ -17,10 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from blake3 import blake3
 
-Backend = Literal["shm", "nccl", "ipc"]
+from rollout.delta import encode
+
+Backend = Literal["shm", "ray", "nccl", "ipc"]
 
 ALIGNMENT = 64
 
@@ -56,7 +62,14 @@ class Client(Protocol):
 
 
 class Sender(Protocol):
-    """The sending half of a backend. `send` is called on every learner rank."""
+    """The sending half of a backend. Both are called on every learner rank."""
+
+    sent: float
+    """Of the last push: bytes that travelled / bytes of the weights. On rank 0."""
+
+    def stage(self) -> None:
+        """Get ready what can be, while the samplers go on decoding."""
+        ...
 
     def send(self, version: int) -> str:
         """Push the weights as this policy version; the digest of the bytes sent ("" where the
@@ -112,14 +125,37 @@ def digest(buffer: mmap.mmap) -> str:
         return blake3(view).hexdigest()
 
 
+def fill(targets: dict[str, torch.Tensor], source: Source, slots: Sequence[Slot]) -> None:
+    """Copy every tensor of the source to its place; ranks without places only take part. Raises
+    RuntimeError when a tensor is not what was announced."""
+    for slot, (name, tensor) in zip(slots, source, strict=True):
+        if name != slot.name or list(tensor.shape) != slot.shape:
+            raise RuntimeError(
+                f"a weight changed: {slot.name} {slot.shape} at the handshake, "
+                f"{name} {list(tensor.shape)} now"
+            )
+        if targets:
+            targets[name].copy_(tensor)
+
+
+def bits(buffer: mmap.mmap, slots: Sequence[Slot]) -> np.ndarray:
+    """A buffer of weights as unsigned integers of the narrowest weight's width."""
+    width = min(getattr(torch, slot.dtype).itemsize for slot in slots)
+    return np.frombuffer(buffer, dtype=f"u{width}")
+
+
 class SharedMemorySender:
     """The sending half of `shm`. All ranks iterate the source; rank 0 writes and talks."""
 
     def __init__(self, source: Source, client: Client, *, rank: int, directory: Path) -> None:
+        self.sent = 1.0
         self._source = source
         self._client = client
         self._slots, self._size = lay_out(source.metadata())
         self._buffer: mmap.mmap | None = None
+        self._targets: dict[str, torch.Tensor] = {}
+        self._staged: str | None = None
+        """Digest of what the file holds and nobody has loaded yet."""
         if rank == 0:
             self._buffer = self._handshake(directory)
 
@@ -144,21 +180,19 @@ class SharedMemorySender:
         self._targets = dict(views(buffer, self._slots))
         return buffer
 
+    def stage(self) -> None:
+        """Write the weights into the file, which the samplers read in an update only."""
+        fill(self._targets, self._source, self._slots)
+        self._staged = digest(self._buffer) if self._buffer is not None else ""
+
     def send(self, version: int) -> str:
-        for slot, (name, tensor) in zip(self._slots, self._source, strict=True):
-            if name != slot.name or list(tensor.shape) != slot.shape:
-                raise RuntimeError(
-                    f"a weight changed: {slot.name} {slot.shape} at the handshake, "
-                    f"{name} {list(tensor.shape)} now"
-                )
-            if self._buffer is not None:
-                self._targets[name].copy_(tensor)
-        if self._buffer is None:
-            return ""
-        checksum = digest(self._buffer)
-        self._client.start_weight_update()
-        self._client.update_weights({"digest": checksum})
-        self._client.finish_weight_update(str(version))
+        if self._staged is None:
+            self.stage()
+        checksum, self._staged = self._staged or "", None
+        if self._buffer is not None:
+            self._client.start_weight_update()
+            self._client.update_weights({"digest": checksum})
+            self._client.finish_weight_update(str(version))
         return checksum
 
     def close(self) -> None:
@@ -166,6 +200,56 @@ class SharedMemorySender:
         if self._buffer is not None:
             with contextlib.suppress(BufferError):  # a view may still be alive; the exit frees it
                 self._buffer.close()
+
+
+class PayloadSender:
+    """The sending half of `ray`. All ranks iterate the source; rank 0 keeps what the samplers hold
+    beside what they are to hold, and sends the difference where that is less."""
+
+    def __init__(self, source: Source, client: Client, *, rank: int) -> None:
+        self._source = source
+        self._client = client
+        self._slots, size = lay_out(source.metadata())
+        self._first = rank == 0
+        self._held, self._next = (mmap.mmap(-1, size if rank == 0 else 1) for _ in "ab")
+        self._base = ""
+        """Digest of what the samplers hold; empty before the first push."""
+        self._staged: dict[str, Any] | None = None
+        self.sent = 1.0
+        if self._first:
+            slots = [vars(slot) for slot in self._slots]
+            client.init_weight_transfer_engine({"size": size, "slots": slots})
+
+    def stage(self) -> None:
+        """Gather the weights and compare them with what the samplers hold."""
+        targets = dict(views(self._next, self._slots)) if self._first else {}
+        fill(targets, self._source, self._slots)
+        if not self._first:
+            self._staged = {"digest": ""}
+            return
+        difference = None
+        if self._base:
+            difference = encode(bits(self._held, self._slots), bits(self._next, self._slots))
+        payload = bytes(self._next) if difference is None else difference
+        base = "" if difference is None else self._base
+        self.sent = len(payload) / len(self._next)
+        self._staged = {"digest": digest(self._next), "base": base, "payload": payload}
+
+    def send(self, version: int) -> str:
+        if self._staged is None:
+            self.stage()
+        update, self._staged = self._staged or {}, None
+        if self._first:
+            self._base = ""  # until all have it: after a failure they get everything
+            self._client.start_weight_update()
+            self._client.update_weights(update)
+            self._client.finish_weight_update(str(version))
+            self._base = update["digest"]
+            self._held, self._next = self._next, self._held
+        return update["digest"]
+
+    def close(self) -> None:
+        """Nothing: its memory is its own."""
 
 
 class NativeSender:
@@ -185,10 +269,14 @@ class NativeSender:
             def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
                 return iter(source)
 
+        self.sent = 1.0
         self._stamp = _Stamp(client)
         self._engine = WeightTransferTrainerFactory.trainer_init(
             init_info, client=self._stamp, source=Adapter()
         )
+
+    def stage(self) -> None:
+        """Nothing: the samplers' GPUs receive into the weights they serve with."""
 
     def send(self, version: int) -> str:
         self._stamp.version = str(version)
@@ -231,6 +319,8 @@ def connect(endpoint: Endpoint, source: Source, client: Client, *, rank: int) ->
     """The sender for a backend: the one place where backend names meet constructor arguments."""
     if endpoint.backend == "shm":
         return SharedMemorySender(source, client, rank=rank, directory=Path(endpoint.directory))
+    if endpoint.backend == "ray":
+        return PayloadSender(source, client, rank=rank)
     if endpoint.backend == "nccl":
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 

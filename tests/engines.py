@@ -20,7 +20,12 @@ MAX_LEN = 200
 
 
 def with_sampler(
-    work: Callable[..., Any], folder: Path, model: Path, *args: Any, own_core: bool = False
+    work: Callable[..., Any],
+    folder: Path,
+    model: Path,
+    *args: Any,
+    own_core: bool = False,
+    backend: str = "shm",
 ) -> Any:
     """`work(sampler, *args)` in a new process; its result (JSON).
 
@@ -31,7 +36,7 @@ def with_sampler(
     before = {name: os.environ.get(name) for name in ENV}
     os.environ.update(ENV | {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_core))})
     try:
-        process = context.Process(target=_run, args=(work, str(model), args, str(out)))
+        process = context.Process(target=_run, args=(work, str(model), args, str(out), backend))
         process.start()
     finally:
         for name, value in before.items():
@@ -48,7 +53,7 @@ def with_sampler(
     return result["value"]
 
 
-def _run(work, model: str, args: tuple, out: str) -> None:
+def _run(work, model: str, args: tuple, out: str, backend: str) -> None:
     from cluster.config import load
     from cluster.device import resolve
     from rollout.sampler import Sampler
@@ -56,7 +61,7 @@ def _run(work, model: str, args: tuple, out: str) -> None:
     try:
         config = load([], [f"model.path={model}", "sampler.max_running=32"]).config
         device = resolve(config, gpus=0)
-        arguments = {**device.engine_args, "weight_backend": "shm"}
+        arguments = {**device.engine_args, "weight_backend": backend}
         sampler = Sampler(model, config.sampler, arguments, MAX_LEN)
         value = work(sampler, *args)
         sampler.close()

@@ -245,12 +245,20 @@ def test_a_synchronous_step_with_spare_groups(tiny: Path, tmp_path: Path):
 
 
 def test_bfloat16_with_two_samplers(tiny: Path, tmp_path: Path):
-    """The dtype of GPUs, as far as a CPU computes it; and a publish that reaches two samplers."""
-    settings = {"model.dtype": "bfloat16", "sampler.replicas": "2", "rewards.scorers": "2"}
+    """The dtype of GPUs, as far as a CPU computes it; and publishes that reach two samplers without
+    a shared folder, the second one as a difference."""
+    settings = {
+        "model.dtype": "bfloat16",
+        "sampler.replicas": "2",
+        "rewards.scorers": "2",
+        "cluster.weight_backend": "ray",
+        "learner.optim.lr": "1e-6",
+    }
     arguments = small_recipe(tmp_path, tiny, name="bf16", steps="2", **settings)
     cohort("train", *arguments)
     rows = metrics(tmp_path / "outputs" / "bf16")
     assert len(rows) == 2
+    assert rows[-1]["weights/sent"] < 0.2
     for row in rows:
         assert 1e-6 < row["policy/canary_gap"] < 0.3, "rounding of bfloat16, and no more"
 

@@ -101,6 +101,67 @@ def test_after_a_publish_the_sampler_computes_what_the_learner_does(
         assert found["left_behind"] == [], "the weight file's name outlived the handshake"
 
 
+def publish_differences(sampler, model_path: str, refuses: bool) -> dict:
+    """Through the `ray` backend: everything, then a few weights; then a difference from others, if
+    the engine outlives an error (a core in a process of its own does not)."""
+    import torch
+
+    from learner.source import ZeroSource
+    from rollout.transfer import PayloadSender
+
+    model = load(model_path)
+    client = LocalClient(sampler)
+    sender = PayloadSender(ZeroSource(model, sharded=False), client, rank=0)
+    tokens = np.random.default_rng(1).integers(0, 460, 60).tolist()
+    found: dict = {"sent": [], "gaps": [], "moved": [], "acknowledged": []}
+    for version in (1, 2, 3):
+        before = sampler.score(tokens).result(60)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                changed = parameter.flatten()[:: 1 if version == 1 else 50]
+                changed += 0.3 * parameter.std() * torch.randn_like(changed)
+        sender.stage()
+        sampler.pause().result(60)
+        digest = sender.send(version)
+        sampler.resume().result(60)
+        after = sampler.score(tokens).result(60)
+        found["sent"].append(sender.sent)
+        found["moved"].append(float(np.abs(after - before).max()))
+        found["gaps"].append(float(np.abs(after - logprobs_of(model, tokens)).max()))
+        found["acknowledged"].append([*client.acknowledged] == [version, digest])
+    if not refuses:
+        return found
+    sender._base = "0" * 64
+    try:
+        sender.send(4)
+    except RuntimeError as error:
+        found["refused"] = str(error)
+    sampler.pause().result(60)
+    sender.send(5)
+    found["after"] = sender.sent
+    return found
+
+
+@pytest.mark.parametrize("own_core", [False, True], ids=["", "core in a process of its own"])
+def test_weights_through_ray_and_their_differences(own_core: bool, tiny: Path, tmp_path: Path):
+    model = tiny / "model"
+    found = with_sampler(
+        publish_differences,
+        tmp_path,
+        model,
+        str(model),
+        not own_core,
+        own_core=own_core,
+        backend="ray",
+    )
+    assert found["sent"][0] == 1.0 and max(found["sent"][1:]) < 0.15, "the first is everything"
+    assert min(found["moved"]) > 0.01, "the update changed nothing: this proves nothing"
+    assert max(found["gaps"]) <= MAX_GAP and all(found["acknowledged"])
+    if not own_core:
+        assert "sent a difference from 000000" in found["refused"]
+        assert found["after"] == 1.0, "after a failure the samplers get everything"
+
+
 def wrong_weights(sampler, model_path: str, directory: str) -> dict[str, str]:
     import torch
 

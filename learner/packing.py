@@ -1,0 +1,159 @@
+"""Which rows go together: micro-batches of like work on every rank, with hardly a slot of padding.
+
+Legend: N rows of the table; a micro-batch is B rows that the model sees at once, each of which may
+hold several sequences, one behind the other.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Lists = list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """FLOPs of training on a sequence of length L: `linear * L + quadratic * L^2`. Only their
+    quotient matters."""
+
+    linear: float = 1.0
+    quadratic: float = 0.0
+
+    def of(self, lengths: Any) -> Any:
+        lengths = np.asarray(lengths, dtype=np.float64)
+        return lengths * (self.linear + self.quadratic * lengths)
+
+    @staticmethod
+    def of_model(config: Any) -> "Work":
+        """Per token 6 FLOPs per weight of a layer, and 12 per hidden unit for each token that is
+        attended to: forward and backward (the counting of PaLM, arXiv 2204.02311, appendix B)."""
+        text = config.get_text_config()
+        hidden, layers = text.hidden_size, text.num_hidden_layers
+        inner = getattr(text, "intermediate_size", None) or 4 * hidden
+        return Work(6.0 * layers * hidden * (4 * hidden + 3 * inner), 12.0 * layers * hidden)
+
+
+ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
+
+
+def can_pack(config: Any) -> bool:
+    """Whether a model keeps sequences apart that stand in one row: those that look at other tokens
+    by attention alone do, told by position ids that begin anew. A recurrent layer would carry its
+    state from one sequence to the next."""
+    text = config.get_text_config()
+    if getattr(text, "is_encoder_decoder", False) or not getattr(text, "num_attention_heads", 0):
+        return False
+    layers = getattr(text, "layer_types", None) or ["full_attention"]
+    recurrent = any(name in vars(text) for name in ("ssm_cfg", "mamba_d_state", "state_size"))
+    return set(layers) <= set(ATTENTION) and not recurrent
+
+
+def balanced(
+    lengths_N: np.ndarray, chosen: np.ndarray, *, ranks: int, budget: int, work: Work
+) -> list[list[np.ndarray]]:
+    """Rows of each micro-batch, `[rank][k]`, as many k on every rank: at most `budget` tokens each
+    (but for a single longer row), and as near as can be to equal work, for all ranks at each k.
+
+    The costliest row first, each to the micro-batch with the least work that has room for it
+    (longest processing time first; Graham 1969).
+    """
+    costs = work.of(lengths_N[chosen])
+    order = np.argsort(-costs, kind="stable")
+    # Python's own numbers: the heap below is a loop over thousands of them.
+    lengths = lengths_N[chosen][order].tolist()
+    items = list(zip(order.tolist(), costs[order].tolist(), lengths, strict=True))
+    each = max(1, -(-int(lengths_N[chosen].sum()) // (ranks * budget)))
+    while (bins := _filled(items, ranks * each, budget)) is None:
+        each += 1
+    per_rank: list[list[np.ndarray]] = [[] for _ in range(ranks)]
+    for k in range(each):
+        # Forwards and backwards in turn, or the first rank would always have the most.
+        ranked = range(ranks) if k % 2 == 0 else range(ranks - 1, -1, -1)
+        for rank, members in zip(ranked, bins[k * ranks : (k + 1) * ranks], strict=True):
+            per_rank[rank].append(chosen[np.array(members, dtype=np.int64)])
+    return per_rank
+
+
+def _filled(items: list[tuple[int, float, int]], count: int, budget: int) -> Lists | None:
+    """The members of `count` micro-batches, from the most work to the least; None where one of the
+    items does not fit."""
+    heap = [(0.0, index, 0) for index in range(count)]
+    members: Lists = [[] for _ in range(count)]
+    too_full: list[tuple[int, float, int]] = []
+    """(tokens, work, index), by the room that is left: they wait for a shorter row."""
+    for item, cost, length in items:
+        while too_full and too_full[0][0] + length <= budget:
+            tokens, spent, index = heapq.heappop(too_full)
+            heapq.heappush(heap, (spent, index, tokens))
+        while heap and heap[0][2] and heap[0][2] + length > budget:
+            spent, index, tokens = heapq.heappop(heap)
+            heapq.heappush(too_full, (tokens, spent, index))
+        if not heap:
+            return None
+        spent, index, tokens = heapq.heappop(heap)
+        members[index].append(item)
+        heapq.heappush(heap, (spent + cost, index, tokens + length))
+    every = [*heap, *((spent, index, tokens) for tokens, spent, index in too_full)]
+    return [members[index] for _, index, _ in sorted(every, reverse=True)]
+
+
+def by_length(
+    lengths_N: np.ndarray, chosen: np.ndarray, *, ranks: int, budget: int
+) -> list[list[np.ndarray]]:
+    """The same for models that cannot pack: dealt out from longest to shortest, so that rows of
+    like length share a micro-batch. The budget counts padding."""
+    order = chosen[np.argsort(-lengths_N[chosen], kind="stable")]
+    return [_cut(order[rank::ranks], lengths_N, budget) for rank in range(ranks)]
+
+
+def _cut(order: np.ndarray, lengths_N: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut an order of falling lengths where the padded size would pass the budget."""
+    batches: list[np.ndarray] = []
+    start = 0
+    for end in range(1, len(order) + 1):
+        longest = lengths_N[order[start]]
+        if end == len(order) or (end + 1 - start) * longest > budget:
+            batches.append(order[start:end])
+            start = end
+    return batches
+
+
+def layout(lengths: Sequence[int], work: Work, *, varlen: bool = False) -> Lists:
+    """Which sequences stand in which row of a micro-batch, so that the model has the least to do: a
+    row costs as much as one sequence of the widest row's length.
+
+    `varlen` is for attention kernels that know where sequences end: everything in one row.
+    """
+    if varlen or len(lengths) < 2:
+        return [list(range(len(lengths)))]
+    longest, total = max(lengths), sum(lengths)
+    alone = [[index] for index in range(len(lengths))]
+    best, least = alone, _cost(alone, lengths, work)
+    height = max(1, total // longest)
+    heights = {height, height - 1, height - 2, height * 7 // 8, height * 3 // 4, height // 2}
+    for rows in sorted(heights - {0, -1}):
+        packed = _stacked(lengths, rows)
+        # Where sequences share a row, attention needs a mask, which is worth a few slots.
+        cost = _cost(packed, lengths, work) * 1.03
+        if cost < least:
+            best, least = packed, cost
+    return best
+
+
+def _stacked(lengths: Sequence[int], rows: int) -> Lists:
+    """Longest first, each behind the shortest row."""
+    heap = [(0, index) for index in range(rows)]
+    members: Lists = [[] for _ in range(rows)]
+    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        filled, index = heapq.heappop(heap)
+        members[index].append(item)
+        heapq.heappush(heap, (filled + lengths[item], index))
+    return [row for row in members if row]
+
+
+def _cost(rows: Lists, lengths: Sequence[int], work: Work) -> float:
+    width = max(sum(lengths[i] for i in row) for row in rows)
+    return len(rows) * float(work.of(width))

@@ -1,0 +1,160 @@
+"""Micro-batches: each row once, like work everywhere, and packed sequences that do not see each
+other."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import group
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.batch import ask, collate, read_rows
+from learner.packing import Work, balanced, can_pack, layout
+from rollout.schema import to_table
+
+CPU = torch.device("cpu")
+WORK = Work(linear=1.0, quadratic=1e-3)
+
+
+def ragged(count: int, seed: int = 0, longest: int = 2048) -> np.ndarray:
+    """Lengths as completions have them: lognormal with sigma 1."""
+    drawn = np.random.default_rng(seed).lognormal(5.5, 1.0, count)
+    return np.clip(drawn, 8, longest).astype(np.int64)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60),
+    ranks=st.integers(1, 5),
+    budget=st.integers(50, 1000),
+    quadratic=st.sampled_from([0.0, 1e-3, 1.0]),
+)
+def test_each_row_once_within_the_budget_and_as_many_micro_batches_on_every_rank(
+    lengths: list[int], ranks: int, budget: int, quadratic: float
+):
+    lengths_N, chosen = np.array(lengths), np.arange(len(lengths))[::2]
+    work = Work(1.0, quadratic)
+    per_rank = balanced(lengths_N, chosen, ranks=ranks, budget=budget, work=work)
+    every = [batch for batches in per_rank for batch in batches]
+    assert sorted(np.concatenate(every).tolist()) == chosen.tolist()
+    assert len({len(batches) for batches in per_rank}) == 1
+    for batch in every:
+        assert lengths_N[batch].sum() <= budget or len(batch) == 1
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_ranks_and_micro_batches_get_like_work(ranks: int):
+    lengths_N = ragged(8192)
+    per_rank = balanced(lengths_N, np.arange(8192), ranks=ranks, budget=4 * 2048, work=WORK)
+    cost = np.array([[WORK.of(lengths_N[b]).sum() for b in batches] for batches in per_rank])
+    assert cost.sum(axis=1).max() / cost.sum(axis=1).mean() <= 1.01, "ranks"
+    assert (cost.max(axis=0) / cost.mean(axis=0)).max() <= 1.01, "ranks at each micro-batch"
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=80))
+def test_a_layout_holds_each_sequence_once_and_is_never_worse_than_padding(lengths: list[int]):
+    rows = layout(lengths, WORK)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    width = max(sum(lengths[i] for i in row) for row in rows)
+    assert len(rows) * WORK.of(width) <= len(lengths) * WORK.of(max(lengths)) + 1e-9
+    assert layout(lengths, WORK, varlen=True) == [list(range(len(lengths)))]
+
+
+def test_rows_of_ragged_sequences_are_full():
+    lengths_N = ragged(400, seed=1)
+    for [batch] in zip(
+        *balanced(lengths_N, np.arange(400), ranks=1, budget=8192, work=WORK), strict=True
+    ):
+        lengths = lengths_N[batch].tolist()
+        rows = layout(lengths, Work(1.0, 0.0))
+        width = max(sum(lengths[i] for i in row) for row in rows)
+        assert sum(lengths) / (len(rows) * width) >= 0.95, sorted(lengths)
+
+
+def kinds() -> dict[str, object]:
+    import transformers as t
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 450,
+             "max_position_embeddings": 512}  # fmt: skip
+    return {
+        "llama": t.LlamaConfig(**small),
+        "qwen3": t.Qwen3Config(**small, head_dim=8),
+        "gemma3": t.Gemma3TextConfig(**small, head_dim=8, sliding_window=16),
+    }
+
+
+def rows_of_lengths(lengths: tuple[int, ...]):
+    scored = group(0, tuple(float(i % 2) for i in range(len(lengths))), lengths=lengths)
+    return read_rows(to_table([scored], step=1, run="r", temperature=1.0))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
+def test_packed_sequences_give_the_logprobs_and_gradients_of_padded_ones(kind: str):
+    import transformers
+
+    from learner.model import Policy
+
+    torch.manual_seed(0)
+    config = kinds()[kind]
+    assert can_pack(config)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    policy = Policy(model.eval(), temperature=1.0, logits_chunk=1 << 20)
+    rows = rows_of_lengths((60, 3, 7, 25, 31, 4, 12, 58, 2, 20))
+    found = []
+    for work in (None, Work(1.0, 1e-6)):
+        batch = collate(rows, rows.trains_NT, np.arange(10), CPU, work=work)
+        logp_ST, entropy_ST = ask(policy, batch, 1000)
+        weights = torch.linspace(-1, 1, logp_ST.numel()).reshape(logp_ST.shape)
+        policy.zero_grad()
+        (logp_ST * weights).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+        found.append((batch, logp_ST.detach(), entropy_ST.detach(), gradient))
+    (padded, *plain), (packed, *shared) = found
+    assert packed.places_ST is not None, "nothing was packed: this proves nothing"
+    assert packed.tokens_BT.numel() < 0.7 * padded.tokens_BT.numel()
+    assert int(packed.trains_BT.sum()) == int(padded.trains_BT.sum())
+    for ours, theirs in zip(shared, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+def test_what_comes_before_a_sequence_in_its_row_changes_nothing():
+    """To the last bit where the kernel allows it; here, to rounding: another first sequence."""
+    import transformers
+
+    from learner.model import Policy
+
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(kinds()["llama"])
+    policy = Policy(model.eval(), temperature=1.0, logits_chunk=1 << 20)
+    rows = rows_of_lengths((60, 20, 21, 19))
+    before, after = [], []
+    for change, into in ((0, before), (1, after)):
+        for index in (1, 2, 3):
+            rows.tokens[index][:4] += change * (index != 3)
+        batch = collate(rows, rows.trains_NT, np.arange(4), CPU, work=Work(1.0, 1e-6))
+        assert batch.places_ST is not None
+        into.append(ask(policy, batch, 100)[0].detach())
+    torch.testing.assert_close(before[0][3], after[0][3], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(before[0][1], after[0][1])
+
+
+def test_models_with_recurrent_layers_are_not_packed():
+    import transformers as t
+
+    assert not can_pack(t.MambaConfig())
+    assert not can_pack(t.Qwen3NextConfig(num_hidden_layers=4))
+    assert can_pack(t.Qwen2Config())
+
+
+def test_a_learner_without_packing_pads(tiny: Path):
+    from learner.config import LearnerConfig
+
+    assert LearnerConfig().packing
+    rows = rows_of_lengths((60, 3, 7))
+    padded = collate(rows, rows.trains_NT, np.arange(3), CPU)
+    assert padded.places_ST is None and padded.position_ids_BT is None
+    assert padded.trains_ST is padded.trains_BT
