@@ -1,6 +1,8 @@
 """The learner: against a bare loop, over ranks, its packing, and its Arrow tables."""
 
+import contextlib
 import multiprocessing
+import queue
 import socket
 import tempfile
 import time
@@ -98,7 +100,7 @@ def _against_bare(model: str, ragged: bool, out: Any) -> None:
     from learner.packing import Work
 
     learner = learner_of(model, zero={"stage": 0})
-    [table] = tables_of(1, ragged=ragged)
+    [table] = tables_of(1, groups=6 if ragged else 32, ragged=ragged)
     policy = Policy(load_model(model, dtype=torch.float32), temperature=1.0, logits_chunk=1 << 24)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, betas=(0.9, 0.99), weight_decay=0.0)
     work = Work.of_model(policy.model.config)
@@ -114,7 +116,8 @@ def _against_bare(model: str, ragged: bool, out: Any) -> None:
         sizes = rows.trains_NT.sum(axis=1)
         [slices] = plan(sizes, rows.lengths_N, part, ranks=1, micro_batch_tokens=8192, work=work)
         for piece in slices:
-            batch = collate(rows, rows.trains_NT, piece.rows, torch.device("cpu"), work=work)
+            packs = work if piece.packs else None
+            batch = collate(rows, rows.trains_NT, piece.rows, torch.device("cpu"), work=packs)
             logp_BT, _ = policy(
                 batch.tokens_BT,
                 batch.trains_BT,
@@ -133,7 +136,7 @@ def _against_bare(model: str, ragged: bool, out: Any) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    ours, theirs = in_turn(lambda: learner.update(table), bare, warm=2)
+    ours, theirs = in_turn(lambda: learner.update(table), bare, pairs=9)
     out.put((ours, theirs))
     learner.close()
 
@@ -141,7 +144,7 @@ def _against_bare(model: str, ragged: bool, out: Any) -> None:
 def b8() -> None:
     with tempfile.TemporaryDirectory() as folder:
         small = demo_model(Path(folder) / "demo")
-        large = random_model(Path(folder) / "large", hidden=384, layers=6)
+        large = random_model(Path(folder) / "large", hidden=256, layers=4)
         for name, model, ragged in (
             ("B8_demo", small, False),
             ("B8_ragged", large, True),
@@ -166,9 +169,13 @@ def isolated(work: Any, *args: Any) -> Any:
     process = context.Process(target=work, args=(*args, out))
     process.start()
     try:
-        return out.get(timeout=600)
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return out.get(timeout=1)
+            if not process.is_alive() and out.empty():
+                raise RuntimeError(f"{work.__name__} ended with exit code {process.exitcode}")
     finally:
-        process.join(30)
+        process.join(10)
         process.kill()
 
 

@@ -129,15 +129,15 @@ def b3() -> None:
     with tempfile.TemporaryDirectory() as folder:
         demo = demo_model(Path(folder) / "demo")
         for name, hidden, layers, target in (
-            ("B3", 512, 8, ">= 0.98"),
+            ("B3", 256, 6, ">= 0.98"),
             ("B3_tiny", 0, 0, ">= 0.95"),
         ):
             model = demo
             if hidden:
                 model = with_tokenizer_of(demo, Path(folder) / name, hidden, layers)
-            workers = [Worker(target, model, 400, 64) for target in (_ours, _raw)]
+            workers = [Worker(target, model, 400, 48) for target in (_ours, _raw)]
             rates: list[list[float]] = [[], []]
-            for pair in range(PAIRS + 1):
+            for pair in range(10):
                 for number in (0, 1) if pair % 2 else (1, 0):
                     spent, tokens = workers[number].ask()
                     if pair:
@@ -316,7 +316,7 @@ def b5() -> None:
         tempfile.TemporaryDirectory(dir="/dev/shm") as shm,
     ):
         demo = demo_model(Path(folder) / "demo")
-        for name, hidden, layers in (("B5", 1024, 16), ("B5_small", 256, 8)):
+        for name, hidden, layers in (("B5", 768, 12), ("B5_small", 256, 8)):
             model = with_tokenizer_of(demo, Path(folder) / name, hidden, layers)
             worker = Worker(_push, model, shm)
             found = [worker.ask("push") for _ in range(PAIRS + 2)][2:]

@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "B8": bench_learner.b8,
     "B9": bench_learner.b9,
     "B11": bench_learner.b11,
+    "B12": bench_loop.b12,
     "group_requests": bench_sampler.group_requests,
 }
 

@@ -1,6 +1,7 @@
 """Calls to actors: every wait has a deadline, an owner and a name in its error."""
 
 import asyncio
+import heapq
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,6 +84,7 @@ class Pool:
     def adopt(self, members: Sequence[ActorHandle]) -> None:
         self.members = list(members)
         self._busy = [0] * len(members)
+        self._idlest = [(0, index) for index in range(len(members))]
 
     async def call(self, method: str, *args: Any) -> Any:
         """The result of one call on the least busy member."""
@@ -97,12 +99,23 @@ class Pool:
             raise explain(error, f"{self.name}, {method}, second try") from error
 
     async def _call_once(self, method: str, *args: Any) -> Any:
-        index = min(range(len(self.members)), key=self._busy.__getitem__)
-        self._busy[index] += 1
+        index = self._least_busy()
+        self._count(index, 1)
         try:
             return await self._under_way(index, method, *args)
         finally:
-            self._busy[index] -= 1
+            self._count(index, -1)
+
+    def _least_busy(self) -> int:
+        """A heap, so that the thousandth member costs no more than the tenth. What it says of a
+        member is out of date once that member's count has changed."""
+        while self._idlest[0][0] != self._busy[self._idlest[0][1]]:
+            heapq.heappop(self._idlest)
+        return self._idlest[0][1]
+
+    def _count(self, index: int, change: int) -> None:
+        self._busy[index] += change
+        heapq.heappush(self._idlest, (self._busy[index], index))
 
     async def _under_way(self, index: int, method: str, *args: Any) -> Any:
         member = self.members[index]

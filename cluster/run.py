@@ -6,6 +6,7 @@ nothing of actors.
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,15 @@ from rewards import Score
 from rollout import Completion, Group, Prompt, ScoredGroup
 from rollout.steps import step_tokens
 from rollout.types import Steps
+
+
+def calm_collector() -> None:
+    """Python's garbage collector looks through all that lives each time that a quarter has been
+    added. With thousands of groups in flight that was more than half of the driver's work, and it
+    found nothing: what is here now stays, and new objects are looked at in large batches."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 class Run:
@@ -81,6 +91,7 @@ class Run:
     async def start(self) -> None:
         with self.timed("start"):
             await self.fleet.start()
+        calm_collector()
 
     def stop(self) -> None:
         self.fleet.kill()

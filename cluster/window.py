@@ -71,6 +71,9 @@ class Window:
         self._again = list(state.pending)
         self._next = state.next_ticket
         self._live: dict[int, Slot] = {}
+        self._order: list[int] = []
+        """The live tickets, oldest first; of those, the first `_head` are ready."""
+        self._head = 0
         self._passed: dict[int, int] = {}
         self._changed = asyncio.Condition()
         self.discarded = 0
@@ -89,6 +92,7 @@ class Window:
             else:
                 ticket, self._next = self._next, self._next + 1
             self._live[ticket] = Slot(self.version)
+            self._order.append(ticket)
             return ticket
 
     async def ready(self, ticket: int, group: ScoredGroup) -> None:
@@ -101,7 +105,8 @@ class Window:
             slot.group = group
             self.discarded_in_a_row = 0
             self._send_round()
-            self._changed.notify_all()
+            if self._advance():  # else nothing that anybody waits for has changed
+                self._changed.notify_all()
 
     def restart(self, ticket: int) -> None:
         """It is sampled anew, from its first token, under the weights of now."""
@@ -111,6 +116,7 @@ class Window:
         """Forget a ticket; its slot is free at once."""
         async with self._changed:
             self._free(ticket)
+            self._advance()
             self.discarded += 1
             self.discarded_in_a_row += 1
             self._changed.notify_all()
@@ -123,18 +129,34 @@ class Window:
             tickets = self._choose(count)
             if tickets is None:
                 raise RuntimeError("the window woke up without its groups")
+            if self._spare:
+                self._order = [ticket for ticket in self._order if ticket not in tickets]
+            else:
+                del self._order[:count]
+                self._head -= count
             groups = [self._live.pop(ticket).group for ticket in tickets]
             for ticket in self._live if self._spare else ():
                 self._passed[ticket] = self._passed.get(ticket, 0) + 1
             return [group for group in groups if group is not None]
 
-    def _choose(self, count: int) -> list[int] | None:
-        order = sorted(self._live)
+    def _advance(self) -> bool:
+        """Whether more of the oldest groups are ready than before. Each is looked at once: a window
+        of thousands must not be searched at every group. With spare slots, which are few, any ready
+        group counts."""
         if self._spare:
-            overdue = [t for t in order if self._passed.get(t, 0) >= MOST_PASSED]
-            ready = [t for t in order if self._live[t].group is not None and t not in overdue]
-            order = sorted([*overdue, *ready][:count])
-        chosen = order[:count]
+            return True
+        before = self._head
+        while self._head < len(self._order) and self._live[self._order[self._head]].group:
+            self._head += 1
+        return self._head > before
+
+    def _choose(self, count: int) -> list[int] | None:
+        if not self._spare:
+            return self._order[:count] if self._head >= count else None
+        order = sorted(self._live)
+        overdue = [t for t in order if self._passed.get(t, 0) >= MOST_PASSED]
+        ready = [t for t in order if self._live[t].group is not None and t not in overdue]
+        chosen = sorted([*overdue, *ready][:count])
         whole = len(chosen) == count and all(self._live[t].group is not None for t in chosen)
         return chosen if whole else None
 
@@ -159,6 +181,7 @@ class Window:
 
     def _free(self, ticket: int) -> None:
         del self._live[ticket]
+        self._order.remove(ticket)
         self._charged -= 1
         self._budget += 1
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from learner.objectives import Counts
-from learner.packing import Work, balanced, by_length, layout
+from learner.packing import WORTH_PACKING, Work, balanced, by_length, layout, padding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +171,8 @@ class Slice:
     positions: int
     """Most trained positions of this micro-batch on any rank: all ranks cut their logits into the
     same number of chunks."""
+    packs: bool = False
+    """Its sequences may share rows."""
 
 
 def plan(
@@ -184,13 +186,15 @@ def plan(
 ) -> list[list[Slice]]:
     """Which of the chosen rows each rank takes together: `plan[rank][k]`, as many k on every rank.
 
-    With `work`, sequences may share a row and micro-batches are balanced by it; without, rows of
-    like length share a micro-batch. Rows without a trained token are left out.
+    Rows of like length share a micro-batch. Given the `work` of a model that can pack, and where
+    padding would cost more than packing does, sequences share rows instead, and micro-batches are
+    balanced by it. Rows without a trained token are left out.
     """
     useful = chosen[sizes_N[chosen] > 0]
-    if work is None:
-        per_rank = by_length(lengths_N, useful, ranks=ranks, budget=micro_batch_tokens)
-    else:
+    per_rank = by_length(lengths_N, useful, ranks=ranks, budget=micro_batch_tokens)
+    packs = False
+    if work is not None and padding(per_rank, lengths_N, work) > WORTH_PACKING:
+        packs = True
         per_rank = balanced(lengths_N, useful, ranks=ranks, budget=micro_batch_tokens, work=work)
     count = max(1, max(len(batches) for batches in per_rank))
     nothing = np.empty(0, dtype=np.int64)
@@ -198,7 +202,7 @@ def plan(
         batches.extend([nothing] * (count - len(batches)))
     most = [max(int(sizes_N[batches[k]].sum()) for batches in per_rank) for k in range(count)]
     return [
-        [Slice(rows=batch, positions=max(1, most[k])) for k, batch in enumerate(batches)]
+        [Slice(batch, max(1, most[k]), packs) for k, batch in enumerate(batches)]
         for batches in per_rank
     ]
 

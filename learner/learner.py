@@ -263,8 +263,9 @@ class Learner:
         return self._engine.sum([total])[0]
 
     def _collate(self, rows: Rows, trains_NT: np.ndarray, part: Slice) -> Tokens:
+        work = self._work if part.packs else None
         device, varlen = self._engine.device, self._varlen
-        return collate(rows, trains_NT, part.rows, device, work=self._work, varlen=varlen)
+        return collate(rows, trains_NT, part.rows, device, work=work, varlen=varlen)
 
     @staticmethod
     def _values(critic: Engine, batch: Tokens) -> Tensor:
