@@ -256,6 +256,41 @@ def b9() -> None:
     line("B9_ms", "milliseconds to plan 8,192 sequences", spent, "<= 30")
 
 
+# -- differences of weights -----------------------------------------------------------------------
+
+
+def b7() -> None:
+    """64M bfloat16 weights, normal with std 0.02, after a step of Adam's size that carries 1 % of
+    them over a rounding boundary."""
+    import numpy as np
+    import torch
+
+    from rollout.delta import apply, encode
+
+    torch.manual_seed(0)
+    whole = torch.randn(64 << 20) * 0.02
+    old = whole.bfloat16().view(torch.uint16).numpy().copy()
+    stepped = whole + 1.9e-7 * torch.randn_like(whole).sign() * (0.5 + torch.rand_like(whole))
+    new = stepped.bfloat16().view(torch.uint16).numpy().copy()
+    density = float((old != new).mean())
+    difference = encode(old, new) or b""
+    found = old.copy()
+    apply(found, difference)
+    if not np.array_equal(found, new):
+        raise RuntimeError("a difference did not give the weights back to the bit")
+    share = len(difference) / old.nbytes
+    what = f"payload / weights, bit-exact, {density:.2%} of them changed"
+    line("B7", what, [share * 100], "<= 0.8", unit="%")
+    out = np.empty_like(old)
+
+    def copies() -> None:
+        np.copyto(out, old)
+        np.copyto(out, new)
+
+    both = in_turn(lambda: encode(old, new), copies, pairs=7)
+    line("B7_encode", "seconds to compare and encode / of two memcpys", ratios(*both))
+
+
 # -- Arrow ----------------------------------------------------------------------------------------
 
 

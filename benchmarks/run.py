@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "B4": bench_loop.b4,
     "B5": bench_sampler.b5,
     "B6": bench_sampler.b6,
+    "B7": bench_learner.b7,
     "B8": bench_learner.b8,
     "B9": bench_learner.b9,
     "B11": bench_learner.b11,
