@@ -127,7 +127,6 @@ async def sample(run: Run, ticket: int, prompt: Prompt) -> tuple[Completion, ...
             completions = greedy and (*completions, *greedy)
         if completions:
             return completions
-        run.window.restart(ticket)
 
 
 def guard(run: Run, group: ScoredGroup) -> None:

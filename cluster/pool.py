@@ -115,6 +115,9 @@ class Pool:
 
     def _count(self, index: int, change: int) -> None:
         self._busy[index] += change
+        if len(self._idlest) > 4 * len(self._busy) + 64:  # what is out of date goes
+            self._idlest = [(busy, member) for member, busy in enumerate(self._busy)]
+            heapq.heapify(self._idlest)
         heapq.heappush(self._idlest, (self._busy[index], index))
 
     async def _under_way(self, index: int, method: str, *args: Any) -> Any:

@@ -305,8 +305,7 @@ class Run:
 
     async def _evaluate(self, step: int) -> None:
         if self.inputs.prompts is None:  # nobody samples between evaluations
-            with self.timed("publish"):
-                await self._publish(step)
+            await self._publish(step)
         metrics, self.examples[step] = await evaluate(
             self.config,
             self.inputs.held_out,
@@ -335,9 +334,10 @@ class Run:
             )
             return
         state = {
-            "evaluations": self.evaluations,
-            "examples": self.examples,
-            "seconds": self.seconds,
+            # Copies: an evaluation may end while they are written.
+            "evaluations": dict(self.evaluations),
+            "examples": dict(self.examples),
+            "seconds": dict(self.seconds),
             "inputs": self.inputs.fingerprint,
         }
         folder = checkpoint.temporary(self.checkpoints, step)

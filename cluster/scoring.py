@@ -149,9 +149,9 @@ class Scorers:
                 raise
 
     def _deliver(self, together: list["Waiting"], judged: list[PackedVerdicts | None]) -> None:
-        for each, verdicts in zip(together, judged, strict=True):
-            if verdicts is None:
-                self._waiting.append(replace(each, alone=True))
+        for each, verdicts in reversed(list(zip(together, judged, strict=True))):
+            if verdicts is None:  # first in line: the oldest groups are waited for
+                self._waiting.appendleft(replace(each, alone=True))
             elif not each.answer.done():
                 each.answer.set_result(verdicts)
         if judged[0] is None:

@@ -27,7 +27,7 @@ from rollout import ScoredGroup
 
 MOST_PASSED = 3
 """How many steps may go by without a group before one waits for it: or no long answer would ever be
-trained."""
+trained. Counted anew when a run is resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,6 @@ class WindowState:
 
     pending: tuple[int, ...]
     next_ticket: int
-
-
-@dataclass(slots=True)
-class Slot:
-    version: int
-    """Of the weights when it was last begun."""
-    group: ScoredGroup | None = None
 
 
 class Window:
@@ -70,7 +63,7 @@ class Window:
         self._charged = 0
         self._again = list(state.pending)
         self._next = state.next_ticket
-        self._live: dict[int, Slot] = {}
+        self._live: dict[int, ScoredGroup | None] = {}
         self._order: list[int] = []
         """The live tickets, oldest first; of those, the first `_head` are ready."""
         self._head = 0
@@ -91,7 +84,7 @@ class Window:
                 ticket = self._again.pop(0)
             else:
                 ticket, self._next = self._next, self._next + 1
-            self._live[ticket] = Slot(self.version)
+            self._live[ticket] = None
             self._order.append(ticket)
             return ticket
 
@@ -99,18 +92,13 @@ class Window:
         """The group of this ticket may be taken, or goes round again if it came too late for the
         step that it was begun for."""
         async with self._changed:
-            slot = self._live.get(ticket)
-            if slot is None or slot.group is not None:
+            if self._live.get(ticket, group) is not None:
                 raise RuntimeError(f"ticket {ticket} is not waiting for a group")
-            slot.group = group
+            self._live[ticket] = group
             self.discarded_in_a_row = 0
             self._send_round()
             if self._advance():  # else nothing that anybody waits for has changed
                 self._changed.notify_all()
-
-    def restart(self, ticket: int) -> None:
-        """It is sampled anew, from its first token, under the weights of now."""
-        self._live[ticket].version = self.version
 
     async def discard(self, ticket: int) -> None:
         """Forget a ticket; its slot is free at once."""
@@ -134,7 +122,9 @@ class Window:
             else:
                 del self._order[:count]
                 self._head -= count
-            groups = [self._live.pop(ticket).group for ticket in tickets]
+            groups = [self._live.pop(ticket) for ticket in tickets]
+            for ticket in tickets:
+                self._passed.pop(ticket, None)
             for ticket in self._live if self._spare else ():
                 self._passed[ticket] = self._passed.get(ticket, 0) + 1
             return [group for group in groups if group is not None]
@@ -146,7 +136,7 @@ class Window:
         if self._spare:
             return True
         before = self._head
-        while self._head < len(self._order) and self._live[self._order[self._head]].group:
+        while self._head < len(self._order) and self._live[self._order[self._head]]:
             self._head += 1
         return self._head > before
 
@@ -155,9 +145,9 @@ class Window:
             return self._order[:count] if self._head >= count else None
         order = sorted(self._live)
         overdue = [t for t in order if self._passed.get(t, 0) >= MOST_PASSED]
-        ready = [t for t in order if self._live[t].group is not None and t not in overdue]
+        ready = [t for t in order if self._live[t] is not None and t not in overdue]
         chosen = sorted([*overdue, *ready][:count])
-        whole = len(chosen) == count and all(self._live[t].group is not None for t in chosen)
+        whole = len(chosen) == count and all(self._live[t] is not None for t in chosen)
         return chosen if whole else None
 
     async def release(self, count: int) -> None:
@@ -173,8 +163,9 @@ class Window:
         the loop's own check says so."""
         if not self._spare:
             return
-        for ticket, slot in list(self._live.items()):
-            if slot.group is not None and slot.version < self.version - self._max_staleness:
+        oldest = self.version - self._max_staleness
+        for ticket, group in list(self._live.items()):
+            if group is not None and group.group.oldest_version < oldest:
                 self._free(ticket)
                 self._again = sorted([*self._again, ticket])
                 self.went_round += 1
@@ -191,7 +182,7 @@ class Window:
     @property
     def in_flight(self) -> int:
         """Tickets that wait for their group."""
-        return sum(slot.group is None for slot in self._live.values())
+        return sum(group is None for group in self._live.values())
 
     @property
     def num_ready(self) -> int:

@@ -272,10 +272,11 @@ def collate(
     device: torch.device,
     *,
     work: Work | None = None,
+    budget: int = 1 << 60,
     varlen: bool = False,
 ) -> Tokens:
-    """With `work`, sequences share rows where that is less work. An empty batch becomes one row of
-    padding that trains nothing."""
+    """With `work`, sequences share rows where that is less work, on `budget` slots if they fit. An
+    empty batch becomes one row of padding that trains nothing."""
     lengths = [len(rows.tokens[row]) for row in batch]
     longest = max([2, *lengths])
     shape_ST = (max(1, len(batch)), longest)
@@ -285,7 +286,11 @@ def collate(
         trains_ST[index, first:last] = trains_NT[row, : last - first]
         spans.append((int(row), first, last))
     alone = [[index] for index in range(shape_ST[0])]
-    stands = layout(lengths, work, varlen=varlen) if work is not None and lengths else alone
+    stands = (
+        layout(lengths, work, budget=budget, varlen=varlen)
+        if work is not None and lengths
+        else alone
+    )
     packs = stands != alone
     width = max([longest, *(sum(lengths[i] for i in row) for row in stands)]) if packs else longest
     shape_BT = (len(stands), width)

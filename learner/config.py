@@ -268,7 +268,8 @@ class LearnerConfig(BaseModel):
 
     packing: bool = True
     """Sequences of different lengths share rows of a micro-batch, and micro-batches are balanced by
-    FLOPs over the ranks. Models with recurrent layers are padded whatever this says."""
+    FLOPs over the ranks. Done for the model types that were shown to keep sequences apart
+    (`learner/packing.py`); others are padded whatever this says."""
 
     logits_chunk: int = Field(default=1 << 24, ge=1)
     """Logits (tokens x vocabulary) that exist at once. Below one chunk nothing is recomputed."""

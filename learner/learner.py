@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -94,9 +95,7 @@ class Learner:
             dtype=placement.dtype,
             gradient_checkpointing=model.gradient_checkpointing,
         )
-        packs = config.packing and can_pack(self._model.config)
-        self._work = Work.of_model(self._model.config) if packs else None
-        self._varlen = "flash" in (self._model.config._attn_implementation or "")
+        seen_by = [self._model.config]
         if model.lora.rank:
             adapter.attach(self._model, model.lora)
         policy = Policy(
@@ -108,7 +107,10 @@ class Learner:
         self._engine = Engine(policy, config, placement)
         self._source = ZeroSource(self._model, sharded=config.zero.stage == 3)
         self._reference = self._build_reference()
-        self._critic = self._build_critic(model) if self._algorithm.critic else None
+        self._critic = self._build_critic(model, seen_by) if self._algorithm.critic else None
+        packs = config.packing and all(map(can_pack, seen_by))
+        self._work = Work.of_model(self._model.config) if packs else None
+        self._varlen = all("flash" in (each._attn_implementation or "") for each in seen_by)
 
     def _build_reference(self) -> Reference | WithoutAdapters | None:
         kl = self._config.algorithm.kl
@@ -123,13 +125,15 @@ class Learner:
         )
         return Reference(policy, kl, self._model_path, self._engine.device)
 
-    def _build_critic(self, model: ModelConfig) -> Engine:
+    def _build_critic(self, model: ModelConfig, seen_by: list[Any]) -> Engine:
+        """`seen_by` gets its config: it sees the rows that the policy sees."""
         config = self._config.critic
         critic = load_critic(
             config.path or model.path,
             dtype=self._placement.dtype,
             gradient_checkpointing=model.gradient_checkpointing,
         )
+        seen_by.append(critic.body.config)
         return Engine(critic, self._config, self._placement, optim=self._critic_optim)
 
     # -- the update -------------------------------------------------------------------------------
@@ -264,8 +268,15 @@ class Learner:
 
     def _collate(self, rows: Rows, trains_NT: np.ndarray, part: Slice) -> Tokens:
         work = self._work if part.packs else None
-        device, varlen = self._engine.device, self._varlen
-        return collate(rows, trains_NT, part.rows, device, work=work, varlen=varlen)
+        return collate(
+            rows,
+            trains_NT,
+            part.rows,
+            self._engine.device,
+            work=work,
+            budget=self._config.micro_batch_tokens,
+            varlen=self._varlen,
+        )
 
     @staticmethod
     def _values(critic: Engine, batch: Tokens) -> Tensor:

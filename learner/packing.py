@@ -33,25 +33,26 @@ class Work:
         text = config.get_text_config()
         hidden, layers = text.hidden_size, text.num_hidden_layers
         inner = getattr(text, "intermediate_size", None) or 4 * hidden
+        inner = max(inner) if isinstance(inner, list | tuple) else inner  # one per layer
         return Work(6.0 * layers * hidden * (4 * hidden + 3 * inner), 12.0 * layers * hidden)
 
 
 WORTH_PACKING = 1.25
 """Padding that costs more than packing does: on a CPU, attention under a mask of sequences makes an
 update of short rows an eighth longer than under the causal one."""
-ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
+PACKABLE = frozenset(
+    {
+        *("gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral"),
+        *("olmo2", "phi3", "qwen2", "qwen3", "smollm3"),
+    }
+)
+"""Model types that keep sequences apart which stand in one row, told by position ids that begin
+anew; each is held against padded rows by `tests/test_packing.py`. Others may look at the sequence
+before (OPT, Falcon and Bloom do) or carry a state over from it, and are padded."""
 
 
 def can_pack(config: Any) -> bool:
-    """Whether a model keeps sequences apart that stand in one row: those that look at other tokens
-    by attention alone do, told by position ids that begin anew. A recurrent layer would carry its
-    state from one sequence to the next."""
-    text = config.get_text_config()
-    if getattr(text, "is_encoder_decoder", False) or not getattr(text, "num_attention_heads", 0):
-        return False
-    layers = getattr(text, "layer_types", None) or ["full_attention"]
-    recurrent = any(name in vars(text) for name in ("ssm_cfg", "mamba_d_state", "state_size"))
-    return set(layers) <= set(ATTENTION) and not recurrent
+    return config.get_text_config().model_type in PACKABLE
 
 
 def balanced(
@@ -131,26 +132,27 @@ def _cut(order: np.ndarray, lengths_N: np.ndarray, budget: int) -> list[np.ndarr
     return batches
 
 
-def layout(lengths: Sequence[int], work: Work, *, varlen: bool = False) -> Lists:
+def layout(
+    lengths: Sequence[int], work: Work, *, budget: int = 1 << 60, varlen: bool = False
+) -> Lists:
     """Which sequences stand in which row of a micro-batch, so that the model has the least to do: a
-    row costs as much as one sequence of the widest row's length.
+    row costs as much as one sequence of the widest row's length. No more than `budget` slots where
+    that is possible, or else the fewest.
 
     `varlen` is for attention kernels that know where sequences end: everything in one row.
     """
     if varlen or len(lengths) < 2:
         return [list(range(len(lengths)))]
     longest, total = max(lengths), sum(lengths)
-    alone = [[index] for index in range(len(lengths))]
-    best, least = alone, _cost(alone, lengths, work)
     height = max(1, total // longest)
     heights = {height, height - 1, height - 2, height * 7 // 8, height * 3 // 4, height // 2}
-    for rows in sorted(heights - {0, -1}):
-        packed = _stacked(lengths, rows)
-        # Where sequences share a row, attention needs a mask, which is worth a few slots.
-        cost = _cost(packed, lengths, work) * 1.03
-        if cost < least:
-            best, least = packed, cost
-    return best
+    candidates = [_stacked(lengths, rows) for rows in sorted(heights - {0, -1})]
+    # Where sequences share a row, attention needs a mask, which is worth a few slots.
+    costs = [(_cost(rows, lengths, work, budget), 1.03) for rows in candidates]
+    alone = [[index] for index in range(len(lengths))]
+    costs.append((_cost(alone, lengths, work, budget), 1.0))
+    ranked = [(over, cost * mask) for (over, cost), mask in costs]
+    return [*candidates, alone][ranked.index(min(ranked))]
 
 
 def _stacked(lengths: Sequence[int], rows: int) -> Lists:
@@ -164,6 +166,7 @@ def _stacked(lengths: Sequence[int], rows: int) -> Lists:
     return [row for row in members if row]
 
 
-def _cost(rows: Lists, lengths: Sequence[int], work: Work) -> float:
+def _cost(rows: Lists, lengths: Sequence[int], work: Work, budget: int) -> tuple[int, float]:
+    """(slots beyond the budget, work)."""
     width = max(sum(lengths[i] for i in row) for row in rows)
-    return len(rows) * float(work.of(width))
+    return max(0, len(rows) * width - budget), len(rows) * float(work.of(width))

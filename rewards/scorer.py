@@ -54,7 +54,9 @@ class Scorer:
     do not depend on it.
 
     Two groups at a time; when a completion takes long, another group has its turn, so that one that
-    hangs keeps nobody waiting. Methods may be called from up to `LANES` threads.
+    hangs keeps nobody waiting, but for groups that were handed in together: those come back within
+    a fifth of the timeout, to be handed in again, alone. Methods may be called from up to `LANES`
+    threads.
     """
 
     def __init__(self, config: RewardConfig, max_tokens: int = 0) -> None:
@@ -102,11 +104,10 @@ class Scorer:
             try:
                 requests = [{**group, "items": self._items(group)} for group in groups]
                 child.send(*requests)
-                for at, request in enumerate(requests):
+                for at in range(len(requests)):
                     pieces: PackedVerdicts = []
-                    while request["items"]:
-                        reply = child.receive(self._config.timeout / 5, request=at) or {}
-                        self._note(pieces, request["items"], reply)
+                    while not (pieces and pieces[-1]["end"]):  # nothing stays in the pipe
+                        pieces.append(child.receive(self._config.timeout / 5, request=at) or {})
                     found[at] = pieces
             except (ChildTimeout, ChildDied):
                 child.kill()

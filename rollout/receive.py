@@ -130,8 +130,8 @@ class PayloadInit(WeightTransferInitInfo):
 class PayloadUpdate(WeightTransferUpdateInfo):
     digest: str
     base: str
-    """Digest of the weights that the payload is a difference from; empty when it is all of them."""
-    payload: bytes
+    """Digest of the weights that the pieces are a difference from; empty when it is all of them."""
+    pieces: list[bytes]
 
 
 class PayloadReceiver(Mapped):
@@ -145,9 +145,12 @@ class PayloadReceiver(Mapped):
 
     def receive_weights(self, update_info: PayloadUpdate) -> None:
         if not update_info.base:
-            self._buffer[:] = update_info.payload
+            start = 0
+            for piece in update_info.pieces:
+                self._buffer[start : start + len(piece)] = piece
+                start += len(piece)
         elif update_info.base == self.received_digest:
-            apply(bits(self._buffer, self._slots), update_info.payload)
+            apply(bits(self._buffer, self._slots), b"".join(update_info.pieces))
         else:
             raise RuntimeError(
                 f"this sampler holds weights {self.received_digest[:16] or 'of its own'}, the "

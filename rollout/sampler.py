@@ -115,14 +115,12 @@ class Sampler:
             if self._paused or not self._pending:
                 continue
             try:
-                outputs = self._engine.step()
+                for output in self._engine.step():
+                    if output.finished:
+                        self._collect(output)
+                self._pause_if_ended()
             except BaseException as error:  # the engine is gone; say so to everybody who waits
                 self._fail(error)
-                continue
-            for output in outputs:
-                if output.finished:
-                    self._collect(output)
-            self._pause_if_ended()
 
     def _run_commands(self) -> None:
         """Do what was asked, waiting for something to do when the engine has nothing."""
@@ -138,7 +136,8 @@ class Sampler:
                     raise RuntimeError(f"this sampler's engine died: {self._failure!r}")
                 command(future)
             except BaseException as error:
-                future.set_exception(error)
+                if not future.done():
+                    future.set_exception(error)
             if self._stopping:
                 return
 
@@ -278,6 +277,8 @@ class Sampler:
         """
 
         def pause(future: Future) -> None:
+            if self._paused or self._pausing is not None:
+                raise RuntimeError("this sampler is paused already, or about to be")
             if in_flight == "wait":
                 self._ending = [name for name, (group, _) in self._pending.items() if group.may_end]
             if in_flight == "abort":
@@ -291,8 +292,13 @@ class Sampler:
         """The pause that was asked for, once all that it waits for has ended."""
         if self._pausing is None or any(name in self._pending for name in self._ending):
             return
-        self._engine.sleep(level=0, mode="keep")
-        self._paused, future, self._pausing, self._ending = True, self._pausing, None, []
+        future, self._pausing, self._ending = self._pausing, None, []
+        try:
+            self._engine.sleep(level=0, mode="keep")
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        self._paused = True
         future.set_result(None)
 
     def _abort(self) -> None:

@@ -29,6 +29,8 @@ from rollout.delta import encode
 Backend = Literal["shm", "ray", "nccl", "ipc"]
 
 ALIGNMENT = 64
+PIECE = 1 << 30
+"""Bytes that travel as one object: messages to an engine's own process have a limit of 4 GiB."""
 
 
 class TensorMeta(NamedTuple):
@@ -140,7 +142,7 @@ def fill(targets: dict[str, torch.Tensor], source: Source, slots: Sequence[Slot]
 
 def bits(buffer: mmap.mmap, slots: Sequence[Slot]) -> np.ndarray:
     """A buffer of weights as unsigned integers of the narrowest weight's width."""
-    width = min(getattr(torch, slot.dtype).itemsize for slot in slots)
+    width = min(4, *(getattr(torch, slot.dtype).itemsize for slot in slots))
     return np.frombuffer(buffer, dtype=f"u{width}")
 
 
@@ -230,10 +232,11 @@ class PayloadSender:
         difference = None
         if self._base:
             difference = encode(bits(self._held, self._slots), bits(self._next, self._slots))
-        payload = bytes(self._next) if difference is None else difference
+        payload = memoryview(self._next) if difference is None else memoryview(difference)
         base = "" if difference is None else self._base
         self.sent = len(payload) / len(self._next)
-        self._staged = {"digest": digest(self._next), "base": base, "payload": payload}
+        pieces = [bytes(payload[at : at + PIECE]) for at in range(0, len(payload), PIECE)]
+        self._staged = {"digest": digest(self._next), "base": base, "pieces": pieces}
 
     def send(self, version: int) -> str:
         if self._staged is None:

@@ -451,6 +451,47 @@ def steps_taken(learner, paths: list[str]) -> list[float]:
     return [report.version, report.metrics["learner/trained_tokens"]]
 
 
+def say_how(learner, paths: list[str]) -> dict:
+    """Loss, gradient norms and what a reference and a critic said, and whether rows were shared."""
+    from learner import batch
+
+    packed, collate = [], batch.collate
+    import learner.learner as module
+
+    def watched(*args, **options):
+        found = collate(*args, **options)
+        packed.append(found.places_ST is not None)
+        return found
+
+    module.collate = watched
+    [metrics] = train(learner, paths)
+    names = ("learner/loss", "learner/grad_norm", "policy/kl_reference", "policy/entropy")
+    return {"packed": any(packed)} | {name: metrics[name] for name in names}
+
+
+def test_packed_rows_train_as_padded_ones_do(tiny: Path, tmp_path: Path):
+    """Ragged lengths, two ranks, weights sharded: sequences share rows in every pass there is."""
+    lengths = (3, 40, 5, 90, 8, 4, 22, 61)
+    rewards = (0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.5, 0.0)
+    groups = [group(ticket, rewards, lengths=lengths) for ticket in range(3)]
+    paths = save_tables([to_table(groups, step=1, run="r", temperature=1.0)], tmp_path)
+    algorithm = {"kl": {"coef": 0.01}, "anchor": "recomputed"}
+    found = {}
+    for packing in (False, True):
+        settings = {
+            **SETTINGS,
+            "algorithm": algorithm,
+            "packing": packing,
+            "zero": {"stage": 3},
+            "micro_batch_tokens": 400,
+        }
+        arguments = {"config": settings, "model": tiny / "model", "ranks": 2}
+        found[packing], _ = on_ranks(say_how, tmp_path, paths, **arguments)
+    assert found[True].pop("packed") and not found[False].pop("packed")
+    for name, value in found[False].items():
+        assert found[True][name] == pytest.approx(value, rel=2e-4, abs=1e-7), name
+
+
 def test_epochs_and_minibatches_make_one_version(tables: list[str], tiny: Path, tmp_path: Path):
     found = []
     for algorithm in ({}, {"epochs": 3, "minibatches": 2}):

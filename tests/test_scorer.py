@@ -381,6 +381,26 @@ def test_several_groups_in_one_turn(module: None):
     hostile.close()
 
 
+def test_verifiers_of_groups_travel_together_too(module: None):
+    each = scorer(5.0, "hostile_verifier:count", "hostile_verifier:verify")
+    [child] = each._idle
+    groups = [
+        pack_group(Task(answer=""), [attempt(str(n)) for n in range(size)], lambda _: True)
+        for size in (1, 3, 2)
+    ]
+    for _ in range(2):
+        found = each.judge(groups)
+        assert None not in found, "something was out of step"
+        for pieces, size in zip(found, (1, 3, 2), strict=True):
+            for verdicts in unpack_verdicts(pieces or [], size):
+                assert [v and v.value for v in verdicts.values()] in (
+                    [float(size), 1.0],
+                    [1.0, float(size)],
+                )
+    assert each._idle == [child], "the child was killed"
+    each.close()
+
+
 def test_a_large_group_goes_through_the_pipes(module: None):
     hostile = scorer(5.0)
     scores = outcomes(hostile, *("x" * 300_000 for _ in range(8)))

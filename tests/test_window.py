@@ -68,7 +68,6 @@ class Schedule:
                 for _ in range(int(rng.paretovariate(1.2))):
                     await asyncio.sleep(0)
                     if self.in_flight == "abort" and self.version != versions[0]:
-                        window.restart(ticket)
                         break
                     versions.append(self.version)
                 else:
@@ -87,7 +86,7 @@ class Schedule:
                 self.discarded.add(ticket)
                 await window.discard(ticket)
             else:
-                await window.ready(ticket, group(ticket))
+                await window.ready(ticket, group(ticket, version=min(versions)))
 
         async def admit() -> None:
             async with asyncio.TaskGroup() as tasks:
@@ -113,6 +112,8 @@ class Schedule:
                 while self.in_flight == "wait" and sampling:
                     await asyncio.sleep(0)
                 self.version += 1
+                for _ in range(rng.randrange(4)):  # samplers go on, the canary is asked
+                    await asyncio.sleep(0)
                 await window.release(len(tickets))
                 saved = (step, window.state()) if rng.random() < 0.5 else saved
                 if rng.random() < self.crash:
