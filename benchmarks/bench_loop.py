@@ -189,7 +189,7 @@ def virtual_run(samplers: int, *, staleness: int, steps: int, seed: int) -> tupl
     from cluster.pool import Pool
     from cluster.window import Window
 
-    per_step, siblings = samplers * GROUPS, siblings_of(8)
+    per_step, siblings, warm = samplers * GROUPS, siblings_of(8), 2 * staleness
 
     async def work() -> tuple[float, float]:
         rng, busy = np.random.default_rng(seed), [0.0]
@@ -200,13 +200,13 @@ def virtual_run(samplers: int, *, staleness: int, steps: int, seed: int) -> tupl
         clock = asyncio.get_running_loop().time
         first, spent, worked = 0.0, 0.0, 0.0
         for step in range(steps):
-            if step == staleness + 1:  # warm: every slot has been filled and emptied
+            if step == warm:  # they all began at once: it takes a while until they are mixed
                 first, spent, worked = clock(), time.process_time(), busy[0]
             await window.take(per_step)
             await window.release(per_step)
         seconds, cpu = clock() - first, time.process_time() - spent
         admission.cancel()
-        done = (steps - staleness - 1) * per_step * SIZE
+        done = (steps - warm) * per_step * SIZE
         return (busy[0] - worked) / (seconds * samplers * GROUPS), cpu / done * 1e6
 
     return virtual.run(work)
@@ -219,7 +219,7 @@ def b12() -> None:
     calm_collector()  # as a real driver does
     shares, growth = [], []
     for seed in range(3):
-        share, many = virtual_run(1_000, staleness=8, steps=16, seed=seed)
+        share, many = virtual_run(1_000, staleness=8, steps=32, seed=seed)
         _, few = virtual_run(10, staleness=8, steps=200, seed=seed)
         shares.append(share)
         growth.append(many / few)

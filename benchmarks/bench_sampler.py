@@ -316,7 +316,7 @@ def b5() -> None:
         tempfile.TemporaryDirectory(dir="/dev/shm") as shm,
     ):
         demo = demo_model(Path(folder) / "demo")
-        for name, hidden, layers in (("B5", 768, 12), ("B5_small", 256, 8)):
+        for name, hidden, layers in (("B5", 1024, 16), ("B5_small", 256, 8)):
             model = with_tokenizer_of(demo, Path(folder) / name, hidden, layers)
             worker = Worker(_push, model, shm)
             found = [worker.ask("push") for _ in range(PAIRS + 2)][2:]
