@@ -473,6 +473,32 @@ def as_nobody(*arguments: str) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+ENDED = """
+import os, time
+from rewards.programs import confine
+child = os.fork()
+if child == 0:
+    os._exit(0)
+time.sleep(0.2)
+print(confine.written(child))
+"""
+
+
+def test_a_program_that_has_just_ended_does_not_end_the_runner():
+    """An ordinary user may not read what a process wrote once it has ended. The runner looks at a
+    program now and then, and fell over where that came between its end and its burial: an honest
+    program was called a tampering one, on a busy machine."""
+    python = f"/usr/bin/python3.{sys.version_info.minor}"
+    if os.geteuid() != 0 or not os.path.exists(python):
+        pytest.skip(f"needs root, to become somebody else, and {python}, which anybody can read")
+    command = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", python]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "-c", ENDED], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "0", done.stderr
+
+
 def test_an_ordinary_user_is_protected_as_well(tier: Tier, outside: Outside, tmp_path: Path):
     """Without a uid of its own for the candidate: what needs no deadline, and honest programs."""
     tmp_path.chmod(0o755)

@@ -245,11 +245,12 @@ def hide(hidden: bool = True) -> None:
 
 
 def written(pid: int) -> int:
-    """Bytes that a process has written so far, to files and pipes; 0 when it is gone."""
+    """Bytes that a process has written so far, to files and pipes; 0 when it is gone, or has just
+    ended: then the kernel shows it to root only."""
     try:
         with open(f"/proc/{pid}/io") as file:
             return int(file.read().partition("wchar:")[2].split()[0])
-    except (FileNotFoundError, ProcessLookupError, IndexError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError, IndexError):
         return 0
 
 
