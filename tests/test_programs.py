@@ -492,7 +492,8 @@ def test_a_program_that_has_just_ended_does_not_end_the_runner():
     if os.geteuid() != 0 or not os.path.exists(python):
         pytest.skip(f"needs root, to become somebody else, and {python}, which anybody can read")
     command = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", python]
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *(p for p in sys.path if p.endswith("site-packages"))])
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [*command, "-c", ENDED], cwd=ROOT, env=environment, capture_output=True, text=True
     )
