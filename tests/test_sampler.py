@@ -142,7 +142,11 @@ def publish_differences(sampler, model_path: str, refuses: bool) -> dict:
     return found
 
 
-@pytest.mark.parametrize("own_core", [False, True], ids=["", "core in a process of its own"])
+@pytest.mark.parametrize(
+    "own_core",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["", "core in a process of its own"],
+)
 def test_weights_through_ray_and_their_differences(own_core: bool, tiny: Path, tmp_path: Path):
     model = tiny / "model"
     found = with_sampler(
