@@ -18,7 +18,7 @@ from learner.config import LearnerConfig, ModelConfig
 from rewards import Attempt, RewardConfig, Task, Verdict
 from rewards.packed import PackedGroup, PackedVerdicts
 from rollout import Completion, Prompt
-from rollout.config import SamplerConfig, SamplingConfig
+from rollout.config import InFlight, SamplerConfig, SamplingConfig
 from rollout.transfer import Endpoint
 
 START_SECONDS = 120.0
@@ -42,7 +42,7 @@ class SamplerActor:
     async def score(self, token_ids: list[int]) -> list[float]:
         return (await asyncio.wrap_future(self._sampler.score(token_ids))).tolist()
 
-    async def pause(self, in_flight: Any) -> None:
+    async def pause(self, in_flight: InFlight) -> None:
         await asyncio.wrap_future(self._sampler.pause(in_flight))
 
     async def resume(self) -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from learner.config import LearnerConfig, ModelConfig
 from rewards.config import RewardConfig
-from rollout.config import PromptConfig, SamplerConfig
+from rollout.config import InFlight, PromptConfig, SamplerConfig
 
 STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -31,7 +31,7 @@ class ScheduleConfig(BaseModel):
     """How many versions older than the policy that trains on it a group's oldest token may be.
     0 is synchronous, 1 one-step-off, n asynchronous."""
 
-    in_flight: Literal["keep", "wait", "abort"] = "keep"
+    in_flight: InFlight = "keep"
     """What becomes of unfinished completions when new weights come: they go on under the new ones,
     the update waits until they have ended, or they are begun anew."""
 
@@ -235,8 +235,7 @@ class RunConfig(BaseModel):
                 f"schedule.spare_groups={schedule.spare_groups} needs schedule.in_flight=abort: "
                 "what is left of a step is sampled anew, or it would not be on-policy"
             )
-        algorithm = build(self.learner.algorithm)
-        compares = algorithm.siblings > 1 and not algorithm.judged_steps
+        compares = build(self.learner.algorithm).compares_siblings
         if schedule.uniform_groups == "discard" and not compares:
             broken.append(
                 f"schedule.uniform_groups=discard: {self.learner.algorithm.name} learns from "

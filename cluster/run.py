@@ -263,8 +263,7 @@ class Run:
         self.metrics.write(step, metrics)
         self.progress.reward = metrics.get("reward/mean")
         self.progress.end_step(step)
-        compares = self.algorithm.siblings > 1 and not self.algorithm.judged_steps
-        if compares and metrics.get("rollout/uniform_groups") == 1.0:
+        if self.algorithm.compares_siblings and metrics.get("rollout/uniform_groups") == 1.0:
             self.progress.line(
                 f"step {step}: every group had uniform rewards, so nothing was learned: the task "
                 "is too hard, too easy, or the verifier never matches"

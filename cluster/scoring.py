@@ -126,7 +126,7 @@ class Scorers:
     def _next(self) -> list["Waiting"]:
         """Those that travel in the next call."""
         together = [self._waiting.popleft()]
-        most = TRAVEL_SECONDS / max(self._seconds_per_group, TRAVEL_SECONDS / MOST_TOGETHER)
+        most = min(MOST_TOGETHER, TRAVEL_SECONDS / max(self._seconds_per_group, 1e-9))
         while self._waiting and len(together) < int(most):
             if together[0].alone or self._waiting[0].alone:
                 break

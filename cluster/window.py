@@ -160,7 +160,7 @@ class Window:
 
     def _send_round(self) -> None:
         """Groups that only spare slots can make too old; without them it is a bug of this file, and
-        the loop's own check says so."""
+        the learner's last look says so."""
         if not self._spare:
             return
         oldest = self.version - self._max_staleness

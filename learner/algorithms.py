@@ -37,6 +37,11 @@ class Algorithm:
     judged_steps: bool = False
     """It learns from verifiers' verdicts on the steps of a completion."""
 
+    @property
+    def compares_siblings(self) -> bool:
+        """A group whose rewards are all the same teaches it nothing."""
+        return self.siblings > 1 and not self.judged_steps
+
     def accepts(self, name: str) -> bool:
         """Whether one of its parts has a setting of this name."""
         return any(name in _parameters(p) for p in (self.advantage, self.surrogate, self.reduction))

@@ -285,40 +285,41 @@ def collate(
         first, last = int(rows.prompt_lengths_N[row]) - 1, lengths[index] - 1
         trains_ST[index, first:last] = trains_NT[row, : last - first]
         spans.append((int(row), first, last))
-    alone = [[index] for index in range(shape_ST[0])]
-    stands = (
-        layout(lengths, work, budget=budget, varlen=varlen)
-        if work is not None and lengths
-        else alone
-    )
-    packs = stands != alone
-    width = max([longest, *(sum(lengths[i] for i in row) for row in stands)]) if packs else longest
-    shape_BT = (len(stands), width)
-    tokens_BT = np.zeros(shape_BT, dtype=np.int64)
-    trains_BT = np.zeros(shape_BT, dtype=np.bool_)
-    # Padding counts on from 0, as a sequence of its own.
-    position_ids_BT = np.zeros(shape_BT, dtype=np.int64)
-    places_ST = np.zeros(shape_ST, dtype=np.int64)
-    for at, row in enumerate(stands):
-        start = 0
-        for index in row if lengths else ():
-            end = start + lengths[index]
-            tokens_BT[at, start:end] = rows.tokens[batch[index]]
-            trains_BT[at, start:end] = trains_ST[index, : lengths[index]]
-            position_ids_BT[at, start:end] = np.arange(lengths[index])
-            places_ST[index, : lengths[index]] = at * width + np.arange(start, end)
-            start = end
-        position_ids_BT[at, start:] = np.arange(width - start)
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
-    trains = tensor(trains_BT)
+    alone = [[index] for index in range(len(batch))]
+    stands = alone
+    if work is not None and lengths:
+        stands = layout(lengths, work, budget=budget, varlen=varlen)
+    if stands == alone:
+        tokens_ST = np.zeros(shape_ST, dtype=np.int64)
+        for index, row in enumerate(batch):
+            tokens_ST[index, : lengths[index]] = rows.tokens[row]
+        trains = tensor(trains_ST)
+        return Tokens(tensor(tokens_ST), trains, trains, tuple(spans))
+    shape_BT = (len(stands), max(sum(lengths[index] for index in row) for row in stands))
+    tokens_BT = np.zeros(shape_BT, dtype=np.int64)
+    trains_BT = np.zeros(shape_BT, dtype=np.bool_)
+    position_ids_BT = np.zeros(shape_BT, dtype=np.int64)
+    places_ST = np.zeros(shape_ST, dtype=np.int64)
+    for at, row in enumerate(stands):
+        start = 0
+        for index in row:
+            end = start + lengths[index]
+            tokens_BT[at, start:end] = rows.tokens[batch[index]]
+            trains_BT[at, start:end] = trains_ST[index, : lengths[index]]
+            position_ids_BT[at, start:end] = np.arange(lengths[index])
+            places_ST[index, : lengths[index]] = at * shape_BT[1] + np.arange(start, end)
+            start = end
+        # Padding counts on from 0, as a sequence of its own.
+        position_ids_BT[at, start:] = np.arange(shape_BT[1] - start)
     return Tokens(
-        tokens_BT=tensor(tokens_BT),
-        trains_BT=trains,
-        trains_ST=tensor(trains_ST) if packs else trains,
-        spans=tuple(spans),
-        position_ids_BT=tensor(position_ids_BT) if packs else None,
-        places_ST=tensor(places_ST) if packs else None,
+        tensor(tokens_BT),
+        tensor(trains_BT),
+        tensor(trains_ST),
+        tuple(spans),
+        tensor(position_ids_BT),
+        tensor(places_ST),
     )

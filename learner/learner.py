@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +32,7 @@ from learner.batch import (
 )
 from learner.config import LearnerConfig, ModelConfig, OptimConfig
 from learner.credit import Looked, assign
-from learner.critic import load_critic
+from learner.critic import Critic, load_critic
 from learner.engine import Engine, Placement, join, leave
 from learner.loss import Loss
 from learner.model import Policy, export, load_model
@@ -95,7 +94,6 @@ class Learner:
             dtype=placement.dtype,
             gradient_checkpointing=model.gradient_checkpointing,
         )
-        seen_by = [self._model.config]
         if model.lora.rank:
             adapter.attach(self._model, model.lora)
         policy = Policy(
@@ -107,10 +105,15 @@ class Learner:
         self._engine = Engine(policy, config, placement)
         self._source = ZeroSource(self._model, sharded=config.zero.stage == 3)
         self._reference = self._build_reference()
-        self._critic = self._build_critic(model, seen_by) if self._algorithm.critic else None
-        packs = config.packing and all(map(can_pack, seen_by))
+        self._critic: Engine | None = None
+        configs = [self._model.config]
+        if self._algorithm.critic:
+            critic = self._load_critic(model)
+            configs.append(critic.body.config)  # it sees the rows that the policy sees
+            self._critic = Engine(critic, config, placement, optim=self._critic_optim)
+        packs = config.packing and all(map(can_pack, configs))
         self._work = Work.of_model(self._model.config) if packs else None
-        self._varlen = all("flash" in (each._attn_implementation or "") for each in seen_by)
+        self._varlen = all("flash" in (each._attn_implementation or "") for each in configs)
 
     def _build_reference(self) -> Reference | WithoutAdapters | None:
         kl = self._config.algorithm.kl
@@ -125,16 +128,12 @@ class Learner:
         )
         return Reference(policy, kl, self._model_path, self._engine.device)
 
-    def _build_critic(self, model: ModelConfig, seen_by: list[Any]) -> Engine:
-        """`seen_by` gets its config: it sees the rows that the policy sees."""
-        config = self._config.critic
-        critic = load_critic(
-            config.path or model.path,
+    def _load_critic(self, model: ModelConfig) -> Critic:
+        return load_critic(
+            self._config.critic.path or model.path,
             dtype=self._placement.dtype,
             gradient_checkpointing=model.gradient_checkpointing,
         )
-        seen_by.append(critic.body.config)
-        return Engine(critic, self._config, self._placement, optim=self._critic_optim)
 
     # -- the update -------------------------------------------------------------------------------
 

@@ -107,8 +107,8 @@ def _filled(items: list[tuple[int, float, int]], count: int, budget: int) -> Lis
 def by_length(
     lengths_N: np.ndarray, chosen: np.ndarray, *, ranks: int, budget: int
 ) -> list[list[np.ndarray]]:
-    """The same for models that cannot pack: dealt out from longest to shortest, so that rows of
-    like length share a micro-batch. The budget counts padding."""
+    """The same for padded rows: dealt out from longest to shortest, so that those of like length
+    share a micro-batch. The budget counts padding."""
     order = chosen[np.argsort(-lengths_N[chosen], kind="stable")]
     return [_cut(order[rank::ranks], lengths_N, budget) for rank in range(ranks)]
 

@@ -4,6 +4,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+InFlight = Literal["keep", "wait", "abort"]
+"""What a pause does with completions under way: freezes them, waits for their end, ends them."""
+
 STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 

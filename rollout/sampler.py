@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from rollout.config import SamplerConfig, SamplingConfig
+from rollout.config import InFlight, SamplerConfig, SamplingConfig
 from rollout.types import Completion, FinishReason, Prompt
 
 
@@ -31,9 +31,6 @@ def sample_seed(run: str, prompt_id: str, ticket: int, sample: int, attempt: int
     """
     key = f"{run}\0{prompt_id}\0{ticket}\0{sample}\0{attempt}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
-
-
-InFlight = Literal["keep", "wait", "abort"]
 
 
 @dataclass
@@ -305,11 +302,10 @@ class Sampler:
         """End every completion that is under way; prompts that are only scored stay."""
         names = [name for name, (group, _) in self._pending.items() if group.may_end]
         self._engine.abort_request(names)
-        for group in {id(g): g for g in map(self._drop, names)}.values():
-            group.future.set_result(())
-
-    def _drop(self, name: str) -> _Pending:
-        return self._pending.pop(name)[0]
+        for name in names:
+            group, _ = self._pending.pop(name)
+            if not group.future.done():  # the first of its siblings
+                group.future.set_result(())
 
     def resume(self) -> Future:
         """Go on. Keys and values of the frozen completions are computed anew and the prefix cache
