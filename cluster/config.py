@@ -40,6 +40,10 @@ class ScheduleConfig(BaseModel):
     teaches nothing where siblings are compared, or another prompt takes their place at once
     (dynamic sampling)."""
 
+    max_group_size: int = Field(default=0, ge=0)
+    """A prompt whose completions all have the same reward so far gets `sampler.group_size` more,
+    until two differ or it has this many. 0: no more than the first."""
+
     max_discards: int = Field(default=10, ge=1)
     """Steps' worth of groups that may be discarded one after another before the run stops."""
 
@@ -235,11 +239,27 @@ class RunConfig(BaseModel):
                 f"schedule.spare_groups={schedule.spare_groups} needs schedule.in_flight=abort: "
                 "what is left of a step is sampled anew, or it would not be on-policy"
             )
+        if self.sampler.keep_kv and schedule.in_flight != "keep":
+            broken.append(
+                f"sampler.keep_kv is for completions that go on, and schedule.in_flight="
+                f"{schedule.in_flight} leaves none: set it to keep, or keep_kv=false"
+            )
         compares = build(self.learner.algorithm).compares_siblings
         if schedule.uniform_groups == "discard" and not compares:
             broken.append(
                 f"schedule.uniform_groups=discard: {self.learner.algorithm.name} learns from "
                 "groups with uniform rewards as well; use train"
+            )
+        size, most = self.sampler.group_size, schedule.max_group_size
+        if most and (most <= size or most % size):
+            broken.append(
+                f"schedule.max_group_size={most} is no multiple of sampler.group_size={size} above "
+                "it: a group grows by whole rounds; set 0 for none"
+            )
+        if most and not compares:
+            broken.append(
+                f"schedule.max_group_size={most}: {self.learner.algorithm.name} does not compare "
+                "the completions of a prompt, so more of them add no signal; set it to 0"
             )
         return broken
 

@@ -12,6 +12,7 @@ import asyncio
 
 from cluster.metrics import describe, flight, staleness
 from cluster.run import Run
+from rewards import Score
 from rollout import Completion, Prompt, ScoredGroup
 from rollout.sampler import sample_seed
 from rollout.schema import to_table
@@ -102,9 +103,12 @@ async def roll_out(run: Run, ticket: int) -> None:
     """Sample and score one group. Consumes a ticket; waits for a sampler and a scorer; unblocks
     `take`, or `admit` where nothing can be learned from the group."""
     prompt = run.inputs.prompts.at(ticket)  # pyright: ignore[reportOptionalMemberAccess]
-    completions = await sample(run, ticket, prompt)
+    completions, scores = (), []
+    while not scores or goes_on(run, scores):
+        more = await sample(run, ticket, prompt, start=len(completions))
+        completions = (*completions, *more)
+        scores += await run.scoring.score(prompt, more)
     run.sampled_groups += 1
-    scores = await run.scoring.score(prompt, completions)
     group = await asyncio.to_thread(run.judged, ticket, prompt, completions, scores)
     if run.config.schedule.uniform_groups == "discard" and group.is_uniform:
         await run.window.discard(ticket)
@@ -113,11 +117,18 @@ async def roll_out(run: Run, ticket: int) -> None:
         await run.window.ready(ticket, group)
 
 
-async def sample(run: Run, ticket: int, prompt: Prompt) -> tuple[Completion, ...]:
-    """The completions of a ticket, from the first token where an update has put an end to them."""
+def goes_on(run: Run, scores: list[Score]) -> bool:
+    """Whether a group gets another round: its rewards are all the same so far, and it may."""
+    rewards = {score.reward for score in scores if score.reward is not None}
+    return len(rewards) == 1 and len(scores) < run.config.schedule.max_group_size
+
+
+async def sample(run: Run, ticket: int, prompt: Prompt, *, start: int) -> tuple[Completion, ...]:
+    """A round of completions of a ticket, numbered from `start`, from the first token where an
+    update has put an end to them."""
     seeds = [
         sample_seed(str(run.config.seed), prompt.id, ticket, sample)
-        for sample in range(run.config.sampler.group_size)
+        for sample in range(start, start + run.config.sampler.group_size)
     ]
     sampling = run.config.sampler.sampling
     while True:

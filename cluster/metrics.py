@@ -26,6 +26,7 @@ def describe(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         "reward/timeouts": float(sum(s.outcome == "timeout" for s in scores)),
         "reward/tampered": float(sum(s.outcome == "tampered" for s in scores)),
         "rollout/length": _mean([len(c.token_ids) for c in completions]),
+        "rollout/group_size": len(completions) / max(len(groups), 1),
         "rollout/truncated": _mean([c.finish_reason == "length" for c in completions]),
         "rollout/uniform_groups": _mean([g.is_uniform for g in groups]),
     }

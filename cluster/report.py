@@ -34,8 +34,8 @@ def result_of(run: "Run", figures: dict[str, Any], *, seconds: float) -> dict[st
     if run.inputs.prompts is not None:
         phase_names = ("rollout", "update", "publish")
         training = sum(run.seconds.get(name, 0.0) for name in phase_names)
-        completions = run.trained_groups * run.config.sampler.group_size
-        result["completions_per_second"] = round(completions / max(training, 1e-9), 1)
+        rate = run.trained_completions / max(training, 1e-9)
+        result["completions_per_second"] = round(rate, 1)
         result["sampled"] = _sampled(run)
     if run.evaluations and run.inputs.held_out:
         result |= _held_out(run, figures)

@@ -86,6 +86,7 @@ class Run:
         """What the first held-out prompt was answered with, by step."""
         self.sampled_groups = 0
         self.trained_groups = 0
+        self.trained_completions = 0
         self.resumed_from = 0
 
     async def start(self) -> None:
@@ -101,9 +102,14 @@ class Run:
         self, ticket: int, prompt: Prompt, completions: Sequence[Completion], scores: list[Score]
     ) -> ScoredGroup:
         """The group of a ticket; a greedy completion behind the sampled ones is the baseline."""
-        size = self.config.sampler.group_size
+        size = len(completions) - self.algorithm.greedy
         completions, greedy = completions[:size], scores[size:]
-        group = Group(ticket=ticket, prompt=prompt, completions=tuple(completions))
+        group = Group(
+            ticket=ticket,
+            prompt=prompt,
+            completions=tuple(completions),
+            rounds=tuple(n // self.config.sampler.group_size for n in range(size)),
+        )
         steps: tuple[Steps, ...] = ()
         if any(score.steps for score in scores):
             steps = tuple(
@@ -133,6 +139,7 @@ class Run:
             self.examples = {int(k): v for k, v in saved.state["examples"].items()}
             self.seconds = {**saved.state["seconds"], "start": self.seconds["start"]}
             self.trained_groups = step * self.config.schedule.groups_per_step
+            self.trained_completions = saved.state.get("completions", 0)
         redone = self.ledger.rewind(step)
         if saved is not None:
             again = f", {redone} steps behind it are trained again" * (redone > 0)
@@ -189,6 +196,7 @@ class Run:
         finally:
             watching.cancel()
         self.trained_groups += self.config.schedule.groups_per_step
+        self.trained_completions += table.num_rows
         return dict(reports[0].metrics)
 
     async def _watch_update(self) -> None:
@@ -337,6 +345,7 @@ class Run:
             "evaluations": dict(self.evaluations),
             "examples": dict(self.examples),
             "seconds": dict(self.seconds),
+            "completions": self.trained_completions,
             "inputs": self.inputs.fingerprint,
         }
         folder = checkpoint.temporary(self.checkpoints, step)

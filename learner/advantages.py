@@ -35,6 +35,9 @@ class Evidence:
     """Rewards of single steps, at the token that ends the step; NaN elsewhere"""
     greedy_N: np.ndarray | None = None
     """Reward of the greedy completion of the same prompt"""
+    rounds_N: np.ndarray | None = None
+    """In which round each was sampled, where a group goes on until its rewards differ; None where
+    all were sampled at once"""
 
     @property
     def scored_N(self) -> np.ndarray:
@@ -62,6 +65,19 @@ class Evidence:
         for group in np.unique(self.groups_N):
             yield np.flatnonzero((self.groups_N == group) & self.scored_N)
 
+    def comparisons(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(row numbers of what is compared with, which of them the baseline is for).
+
+        A completion is compared with those of its round and of the rounds before. Whether there is
+        a later round depends on how this one ended: a baseline that looked there would be one that
+        knows the completion's own reward, and such a baseline bends the gradient.
+        """
+        for rows in self.groups():
+            rounds = np.zeros(len(rows)) if self.rounds_N is None else self.rounds_N[rows]
+            for number in np.unique(rounds):
+                known = rounds <= number
+                yield rows[known], rounds[known] == number
+
 
 def last_of(mask_NT: np.ndarray) -> np.ndarray:
     """True on the last masked-in token of each row."""
@@ -77,10 +93,10 @@ def _centred(
     """Rewards less their group's baseline."""
     totals_N = evidence.totals_N
     result_N = np.zeros(len(totals_N))
-    for rows in evidence.groups():
+    for rows, own in evidence.comparisons():
         rewards = totals_N[rows]
         if len(rows) > 1 and rewards.max() != rewards.min():
-            result_N[rows] = rewards - baseline(rewards)
+            result_N[rows[own]] = (rewards - baseline(rewards))[own]
         elif len(rows) == 1 and not guarded:
             result_N[rows] = rewards
     return result_N
@@ -105,8 +121,8 @@ def group_relative(
         rows = np.flatnonzero(evidence.scored_N)
         spread_N[rows] = totals_N[rows].std(ddof=1) if len(rows) > 1 else 0.0
     else:
-        for rows in evidence.groups():
-            spread_N[rows] = totals_N[rows].std(ddof=1) if len(rows) > 1 else 1.0
+        for rows, own in evidence.comparisons():
+            spread_N[rows[own]] = totals_N[rows].std(ddof=1) if len(rows) > 1 else 1.0
     return np.where(centred_N == 0, 0.0, centred_N / (spread_N + eps))
 
 

@@ -41,10 +41,19 @@ class Rows:
     groups_N: np.ndarray
     greedy_N: np.ndarray
     """float64 reward of the prompt's greedy completion, NaN where there is none"""
+    versions_NT: np.ndarray
+    """int32: the policy version that sampled each token"""
+    rounds_N: np.ndarray
+    """int32: in which round of its group it was sampled"""
     steps_NT: np.ndarray | None
     """float64 reward of a step at the token that ends it, NaN elsewhere; None unless asked for"""
     left_out: int
     """Scored rows that are not trained because a number of theirs is not finite."""
+
+    def behind_seam(self, version: int) -> np.ndarray:
+        """bool [N, T]: tokens that this version sampled, in completions that an older one began."""
+        seen_NT = np.where(self.mask_NT, self.versions_NT, version)
+        return self.mask_NT & (seen_NT == version) & (seen_NT.min(axis=1, keepdims=True) < version)
 
     @property
     def lengths_N(self) -> np.ndarray:
@@ -77,6 +86,8 @@ def read_rows(table: pa.Table, *, mask_truncated: bool = False, judged_steps: bo
         rewards_N=rewards_N,
         groups_N=table["group_id"].to_numpy(),
         greedy_N=np.array(table["greedy_reward"].to_numpy(zero_copy_only=False), dtype=np.float64),
+        versions_NT=_pad(_lists(table["policy_versions"]), width, np.int32),
+        rounds_N=table["round"].to_numpy(),
         steps_NT=_steps(table["step_rewards"].to_pylist(), width) if judged_steps else None,
         left_out=left_out,
     )
@@ -140,6 +151,8 @@ class Targets:
     weight: np.ndarray | None = None
     """The train/inference correction, 0 where a token was dropped; None where the anchor is what
     the sampler said."""
+    seam: np.ndarray | None = None
+    """bool, as `Rows.behind_seam`; while the policy is still the one that sampled these tokens"""
     reference: np.ndarray | None = None
     value: np.ndarray | None = None
     returns: np.ndarray | None = None

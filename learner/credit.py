@@ -51,6 +51,7 @@ def assign(
         values_NT=None if looked.value is None else looked.value.astype(np.float64),
         steps_NT=rows.steps_NT,
         greedy_N=rows.greedy_N,
+        rounds_N=rows.rounds_N,
     )
     advantage = algorithm.advantage(evidence)
     advantage_NT = (advantage if advantage.ndim == 2 else advantage[:, None]) * rows.trains_NT

@@ -164,6 +164,7 @@ class Learner:
         )
         if config.correction.kind != "none":
             targets = replace(targets, trains=self._engine.agreed(targets.trains))
+        targets = replace(targets, seam=rows.behind_seam(self.version))
         tally = Tally(config.correction)
         work = self._schedule(rows, targets)
         losses, norms = [], []
@@ -171,6 +172,7 @@ class Learner:
             losses.append(self._accumulate(rows, targets, counts, slices, tally))
             _must_be_finite("loss", losses[-1], self.version + 1, number - 1, len(work))
             norms.append(self._step())
+            targets = replace(targets, seam=None)
             _must_be_finite("gradient norm", sum(norms[-1]), self.version + 1, number, len(work))
         self._progress = (0, 0)
         metrics |= tally.summary(self._engine)

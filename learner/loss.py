@@ -51,6 +51,9 @@ class Loss:
         )
         if config.anchor == "behaviour":
             tally.off_policy(mask_BT, logp_BT, behaviour_BT)
+        if targets.seam is not None:
+            seam_BT = batch.gather(targets.seam) * mask_BT
+            tally.add(seam_BT, seam_tokens=seam_BT, seam_gap=(logp_BT - behaviour_BT).abs())
         if targets.reference is not None and kl.placement == "loss":
             reference_BT = batch.gather(targets.reference)
             kl_BT = objectives.kl(logp_BT, reference_BT, estimator=kl.estimator)

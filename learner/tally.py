@@ -57,8 +57,11 @@ class Tally:
         sums = dict(zip(names, engine.sum([self._sums[name] for name in names]), strict=True))
         tokens = max(sums.pop("tokens", 0.0), 1.0)
         metrics = {}
+        seam_tokens, seam_gap = sums.pop("seam_tokens", 0.0), sums.pop("seam_gap", 0.0)
+        if seam_tokens:
+            metrics["policy/kv_drift"] = seam_gap / seam_tokens
         if "ratio" in sums:
-            metrics = importance(
+            metrics |= importance(
                 total=sums.pop("ratio"),
                 squared=sums.pop("ratio_squared"),
                 largest=engine.max([self._largest])[0],

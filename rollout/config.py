@@ -102,5 +102,9 @@ class SamplerConfig(BaseModel):
     max_running: int = Field(default=64, ge=1)
     """Completions that one engine decodes at the same time."""
 
+    keep_kv: bool = False
+    """Completions under way at an update keep the keys and values that older weights computed. By
+    default they are computed anew."""
+
     engine: dict[str, Any] = {}
     """Passed to vLLM's EngineArgs untouched, last."""

@@ -40,6 +40,10 @@ class _Pending:
     future: Future
     finish: Callable[[list[Any]], Any]
     """Engine outputs, in the order of the requests, to what the future gives."""
+    token_ids: list[int]
+    """Of the prompt"""
+    params: list[Any]
+    """vLLM's SamplingParams, one per request"""
     outputs: list[Any]
     missing: int
     may_end: bool
@@ -62,6 +66,8 @@ class Sampler:
         )
         self._pending: dict[str, tuple[_Pending, int]] = {}
         self._ids = itertools.count()
+        self._keep_kv = config.keep_kv
+        self._version = 0
         self._paused = False
         self._pausing: Future | None = None
         """A pause that waits for the completions named in `_ending`."""
@@ -223,18 +229,30 @@ class Sampler:
                 self._held.append((add, future))
                 return
             outputs = [None] * len(params)
-            group = _Pending(future, finish, outputs, missing=len(params), may_end=may_end)
-            names = [f"r{next(self._ids)}" for _ in params]
+            group = _Pending(
+                future, finish, token_ids, params, outputs, missing=len(params), may_end=may_end
+            )
+            added: list[str] = []
             try:
-                for index, (name, param) in enumerate(zip(names, params, strict=True)):
-                    self._engine.add_request(name, {"prompt_token_ids": token_ids}, param)
-                    self._pending[name] = (group, index)
+                for index in range(len(params)):
+                    added.append(self._add(group, index))
             except BaseException:  # all or none
-                added = [name for name in names if self._pending.pop(name, None)]
+                for name in added:
+                    del self._pending[name]
                 self._engine.abort_request(added)
                 raise
 
         return self._ask(add)
+
+    def _add(self, group: _Pending, index: int) -> str:
+        """Hand the engine one request of a group; the name it goes by there."""
+        name = f"r{next(self._ids)}"
+        given: dict[str, Any] = {"prompt_token_ids": group.token_ids}
+        if self._keep_kv:  # the prefix cache outlives updates; what is salted is found under it
+            given["cache_salt"] = f"version {self._version}"
+        self._engine.add_request(name, given, group.params[index])
+        self._pending[name] = (group, index)
+        return name
 
     def _collect(self, output: Any) -> None:
         group, index = self._pending.pop(output.request_id)
@@ -309,10 +327,14 @@ class Sampler:
 
     def resume(self) -> Future:
         """Go on. Keys and values of the frozen completions are computed anew and the prefix cache
-        is empty: nothing that old weights computed is ever read under new ones."""
+        is empty: nothing that old weights computed is ever read under new ones. With `keep_kv`,
+        completions that have begun read on what they have; nobody else does."""
 
         def resume() -> None:
-            self._engine.reset_prefix_cache(reset_running_requests=True)
+            if self._keep_kv:
+                self._begin_anew(self._not_begun())
+            else:
+                self._engine.reset_prefix_cache(reset_running_requests=True)
             self._engine.wake_up(tags=["scheduling"])
             self._paused = False
             for held in self._held:
@@ -320,6 +342,22 @@ class Sampler:
             self._held = []
 
         return self._do(resume)
+
+    def _not_begun(self) -> list[str]:
+        """Requests without a token of their own so far."""
+        processor = self._engine.output_processor
+        inner = {name: processor.external_req_ids.get(name, ()) for name in self._pending}
+        return [
+            name
+            for name, ids in inner.items()
+            if all(processor.request_states[each].is_prefilling for each in ids)
+        ]
+
+    def _begin_anew(self, names: list[str]) -> None:
+        """What they would find in the prefix cache is not of the weights of now."""
+        self._engine.abort_request(names)
+        for group, index in [self._pending.pop(name) for name in names]:
+            self._add(group, index)
 
     def update(self, phase: Literal["init", "start", "update"], info: dict[str, Any]) -> Future:
         """A step of vLLM's weight transfer protocol, on every worker of this engine."""
@@ -341,6 +379,7 @@ class Sampler:
         def finish() -> tuple[int, str]:
             self._engine.collective_rpc("finish_weight_update")
             self._engine.set_weight_version(str(version))
+            self._version = version
             digests = set(self._engine.collective_rpc("received_digest"))
             if len(digests) != 1:
                 raise RuntimeError(f"the workers of this sampler loaded {len(digests)} digests")

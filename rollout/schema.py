@@ -15,7 +15,7 @@ import pyarrow as pa
 from rewards import OUTCOMES, Score
 from rollout.types import Completion, Group, Prompt, ScoredGroup
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 
 
 def _list_of(value_type: pa.DataType) -> pa.DataType:
@@ -53,6 +53,7 @@ ROLLOUTS = pa.schema(
         pa.field("reward_note", pa.string(), nullable=False),
         pa.field("step_rewards", _list_of(STEP), nullable=False),
         pa.field("greedy_reward", pa.float64(), nullable=True),
+        pa.field("round", pa.int32(), nullable=False),
     ]
 )
 """One row per completion. `reward` is float64, not float32: 0.1 written as float32 and read back is
@@ -97,6 +98,7 @@ def to_table(groups: Sequence[ScoredGroup], *, step: int, run: str, temperature:
         "reward_note": [score.note for *_, score in rows],
         "step_rewards": [_steps(scored, sample) for scored, sample, *_ in rows],
         "greedy_reward": [scored.greedy_reward for scored, *_ in rows],
+        "round": [scored.group.rounds[n] if scored.group.rounds else 0 for scored, n, *_ in rows],
     }
     arrays = [
         column if isinstance(column, pa.Array) else pa.array(column, type=field.type)
@@ -132,6 +134,10 @@ def _check(scored: ScoredGroup) -> None:
     if len(scored.scores) != len(group.completions):
         raise ValueError(
             f"{where}: {len(group.completions)} completions but {len(scored.scores)} scores"
+        )
+    if group.rounds and len(group.rounds) != len(group.completions):
+        raise ValueError(
+            f"{where}: {len(group.completions)} completions but {len(group.rounds)} rounds"
         )
     if len(group.prompt.token_ids) == 0:
         raise ValueError(f"{where}: column prompt_ids is empty")
@@ -218,7 +224,13 @@ def _group(rows: list[dict]) -> ScoredGroup:
         )
         for row in rows
     )
-    group = Group(ticket=first["group_id"], prompt=prompt, completions=completions)
+    rounds = tuple(row["round"] for row in rows)
+    group = Group(
+        ticket=first["group_id"],
+        prompt=prompt,
+        completions=completions,
+        rounds=rounds if any(rounds) else (),
+    )
     steps = tuple(
         tuple((step["end"], step["reward"]) for step in row["step_rewards"]) for row in rows
     )
@@ -253,11 +265,21 @@ def write_table(table: pa.Table, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def _of_today(table: pa.Table) -> pa.Table:
+    """A table of schema 3, whose groups were all sampled at once."""
+    if (table.schema.metadata or {}).get(b"grpo.schema") != b"3":
+        return table
+    at_once = pa.array(np.zeros(len(table), dtype=np.int32))
+    metadata = {**table.schema.metadata, b"grpo.schema": SCHEMA_VERSION.encode()}
+    table = table.append_column(ROLLOUTS.field("round"), at_once)
+    return table.replace_schema_metadata(metadata)
+
+
 def read_table(path: Path) -> pa.Table:
     """Raises ValueError when the file is not an Arrow table of this schema."""
     try:
         with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
+            table = _of_today(pa.ipc.open_file(source).read_all())
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not an Arrow file: {error}") from error
     try:

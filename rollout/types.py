@@ -69,6 +69,8 @@ class Group:
     """Number of admission: 0, 1, 2, ... in the order in which prompts entered."""
     prompt: Prompt
     completions: tuple[Completion, ...]
+    rounds: tuple[int, ...] = ()
+    """Per completion, in which round it was sampled; empty where all were sampled at once."""
 
     @property
     def oldest_version(self) -> int:

@@ -26,6 +26,7 @@ def with_sampler(
     *args: Any,
     own_core: bool = False,
     backend: str = "shm",
+    options: tuple[str, ...] = (),
 ) -> Any:
     """`work(sampler, *args)` in a new process; its result (JSON).
 
@@ -36,7 +37,9 @@ def with_sampler(
     before = {name: os.environ.get(name) for name in ENV}
     os.environ.update(ENV | {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_core))})
     try:
-        process = context.Process(target=_run, args=(work, str(model), args, str(out), backend))
+        process = context.Process(
+            target=_run, args=(work, str(model), args, str(out), backend, options)
+        )
         process.start()
     finally:
         for name, value in before.items():
@@ -53,13 +56,13 @@ def with_sampler(
     return result["value"]
 
 
-def _run(work, model: str, args: tuple, out: str, backend: str) -> None:
+def _run(work, model: str, args: tuple, out: str, backend: str, options: tuple) -> None:
     from cluster.config import load
     from cluster.device import resolve
     from rollout.sampler import Sampler
 
     try:
-        config = load([], [f"model.path={model}", "sampler.max_running=32"]).config
+        config = load([], [f"model.path={model}", "sampler.max_running=32", *options]).config
         device = resolve(config, gpus=0)
         arguments = {**device.engine_args, "weight_backend": backend}
         sampler = Sampler(model, config.sampler, arguments, MAX_LEN)

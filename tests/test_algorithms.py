@@ -1,6 +1,8 @@
 """Advantages, surrogates, reductions: numbers worked out by hand, and their properties."""
 
+import itertools
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,64 @@ def test_the_scale_may_be_the_tables_or_none():
         group_relative(two, scale="batch", eps=1e-4),
         np.array([-0.5, 0.5, -1.5, 1.5]) / (std + 1e-4),
     )
+
+
+def test_a_completion_is_compared_with_its_round_and_those_before():
+    grown = evidence([0.0, 0.0, 1.0, 0.0], rounds_N=np.array([0, 0, 1, 1]))
+    np.testing.assert_allclose(group_relative(grown, scale="none"), [0, 0, 0.75, -0.25])
+    np.testing.assert_allclose(leave_one_out(grown), [0, 0, 1, -1 / 3])
+    std = np.array([0.0, 0.0, 1.0, 0.0]).std(ddof=1)
+    np.testing.assert_allclose(group_relative(grown), np.array([0, 0, 0.75, -0.25]) / (std + 1e-6))
+
+
+PROBABILITIES, REWARDS = np.array([0.15, 0.25, 0.6]), np.array([0.0, 0.3, 1.0])
+"""A policy of three completions."""
+
+
+def grown_groups(size: int, most: int) -> Iterator[tuple[float, tuple[int, ...]]]:
+    """Every group that may come about, and how probable it is."""
+    going = [(1.0, ())]
+    while going:
+        chance, sampled = going.pop()
+        for round_ in itertools.product(range(3), repeat=size):
+            now, group = chance * PROBABILITIES[list(round_)].prod(), (*sampled, *round_)
+            if len({REWARDS[i] for i in group}) == 1 and len(group) < most:
+                going.append((now, group))
+            else:
+                yield now, group
+
+
+def mean_gradient(
+    advantage: Callable[[Evidence], np.ndarray], size: int, most: int, *, told: bool = True
+) -> np.ndarray:
+    """The expectation of sum(advantage * d log p / d logits), exactly."""
+    total = np.zeros(3)
+    for chance, group in grown_groups(size, most):
+        rounds = np.arange(len(group)) // size if told else None
+        credit = advantage(evidence(REWARDS[list(group)].tolist(), rounds_N=rounds))
+        total += chance * credit @ (np.eye(3)[list(group)] - PROBABILITIES)
+    return total
+
+
+@pytest.mark.parametrize("name", ["leave_one_out", "centred"])
+def test_groups_that_grow_until_rewards_differ_bend_no_gradient(name: str):
+    """Its expectation is the reward's gradient, times a number. It is not when a baseline knows of
+    the rounds that came later."""
+    reward_gradient = PROBABILITIES * (REWARDS - PROBABILITIES @ REWARDS)
+    direction = reward_gradient / np.linalg.norm(reward_gradient)
+    for size, most in ((2, 6), (3, 6), (4, 4)):
+        found = mean_gradient(GROUP_BASELINES[name], size, most)
+        assert found @ direction > 0
+        np.testing.assert_allclose(found / np.linalg.norm(found), direction, atol=1e-12)
+    bent = mean_gradient(GROUP_BASELINES[name], 2, 6, told=False)
+    assert abs(bent / np.linalg.norm(bent) - direction).max() > 0.01
+
+
+def test_a_growing_group_weighs_its_prompt_by_the_rounds_it_got():
+    """Wald's identity: the mean of the sum over rounds is the mean of one, times how many."""
+    rounds = sum(chance * len(group) / 2 for chance, group in grown_groups(2, 6))
+    fixed = mean_gradient(leave_one_out, 2, 2)
+    np.testing.assert_allclose(mean_gradient(leave_one_out, 2, 6), rounds * fixed, atol=1e-12)
 
 
 GROUP_BASELINES = {

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.batch import Rows, Slice, check_staleness, collate, minibatches, plan, read_rows
+from rollout import ScoredGroup
 from rollout.schema import to_table
 
 CPU = torch.device("cpu")
@@ -25,6 +26,23 @@ def planned_of(rows: Rows, *, ranks: int, budget: int) -> list[list[Slice]]:
     return plan(
         rows.trains_NT.sum(axis=1), rows.lengths_N, everyone, ranks=ranks, micro_batch_tokens=budget
     )
+
+
+def versioned(scored: ScoredGroup, *versions: list[int]) -> ScoredGroup:
+    completions = tuple(
+        replace(completion, versions=np.array(given, dtype=np.int32))
+        for completion, given in zip(scored.group.completions, versions, strict=True)
+    )
+    return replace(scored, group=replace(scored.group, completions=completions))
+
+
+def test_tokens_behind_a_seam():
+    """Of the version in training, in completions that an older one began."""
+    three = group(0, (0.0, 1.0, None), lengths=(3, 4, 2))
+    rows = rows_of([versioned(three, [4, 4, 4], [3, 4, 4, 5], [3, 4])])
+    assert rows.behind_seam(4).tolist() == [[False] * 4, [False, True, True, False], [False] * 4]
+    assert rows.behind_seam(5).tolist() == [[False] * 4, [False] * 3 + [True], [False] * 4]
+    assert not rows.behind_seam(3).any()
 
 
 def test_the_shift_agrees_with_a_loop():

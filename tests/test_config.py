@@ -106,6 +106,13 @@ def test_a_missing_file_is_refused():
             ["schedule.uniform_groups=discard", "learner.algorithm.name=ppo"],
             "ppo learns from groups with uniform rewards",
         ),
+        (["sampler.keep_kv=true", "schedule.in_flight=wait"], "leaves none: set it to keep"),
+        (["schedule.max_group_size=12"], "is no multiple of sampler.group_size=8"),
+        (["schedule.max_group_size=8"], "is no multiple of sampler.group_size=8 above"),
+        (
+            ["schedule.max_group_size=16", "learner.algorithm.name=reinforce++"],
+            "reinforce++ does not compare the completions of a prompt",
+        ),
     ],
 )
 def test_rules_between_fields(overrides: list[str], says: str):

@@ -502,6 +502,39 @@ def test_epochs_and_minibatches_make_one_version(tables: list[str], tiny: Path, 
     assert found[1][1] == 3 * found[0][1]
 
 
+def drift(learner, path: str) -> list[float]:
+    """What the learner says of it, and the same from its logprobs."""
+    table = read_table(Path(path))
+    gaps = []
+    for row in table.to_pylist():
+        logprobs = learner.score([*row["prompt_ids"], *row["completion_ids"]])
+        said = logprobs[len(row["prompt_ids"]) - 1 :]
+        began, *_ = row["policy_versions"]
+        gaps += [
+            abs(ours - theirs)
+            for ours, theirs, version in zip(
+                said, row["behaviour_logprobs"], row["policy_versions"], strict=True
+            )
+            if began < version == 1
+        ]
+    learner.version = 1
+    return [learner.update(table).metrics["policy/kv_drift"], sum(gaps) / len(gaps)]
+
+
+def test_what_keys_and_values_kept_through_an_update_cost_is_measured(tiny: Path, tmp_path: Path):
+    """In the first of several optimizer steps: behind it, the policy is another."""
+    [table] = make_tables(1)
+    completions = table["completion_ids"].to_pylist()
+    versions = [[min(t // 2, 1) for t in range(len(ids))] for ids in completions]
+    at = table.schema.get_field_index("policy_versions")
+    field = table.schema.field(at)
+    seamed = table.set_column(at, field, pa.array(versions, type=field.type))
+    [path] = save_tables([seamed], tmp_path)
+    config = {"algorithm": {"epochs": 2}}
+    [[said, counted]] = on_ranks(drift, tmp_path, path, model=tiny / "model", config=config)
+    assert said == pytest.approx(counted, rel=1e-4) and counted > 0.1
+
+
 def scores(learner, token_ids: list[int]) -> list[float]:
     return learner.score(token_ids)
 

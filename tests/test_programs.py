@@ -148,6 +148,7 @@ def test_two_hundred_hostile_programs_win_nothing_and_leave_nothing(
     assert len(HOSTILE) == 200
     monkeypatch.setenv("WANDB_API_KEY", "canary-81273645")
     files, objects = len(os.listdir("/proc/self/fd")), ipc_objects()
+    others = set(leftovers())  # of scorers that earlier tests have killed
     wrong: list[str] = []
     for path in HOSTILE:
         report = graded(path, tier, seconds=DEADLINE)
@@ -166,7 +167,7 @@ def test_two_hundred_hostile_programs_win_nothing_and_leave_nothing(
         if honest.passed != 1:
             wrong.append(f"after {path.name}, an honest program: {honest}")
     assert not wrong, "\n".join(wrong)
-    assert not leftovers()
+    assert set(leftovers()) <= others
     assert len(os.listdir("/proc/self/fd")) == files
     assert ipc_objects() == objects
 

@@ -12,7 +12,8 @@ import pytest
 from runs import cohort, jsonl, metrics, processes_of, small_recipe, start, wait_until
 from web import Service, make_reward_model
 
-from rollout.schema import read_table
+from cluster.ledger import table_path
+from rollout.schema import read_table, to_groups
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
@@ -211,6 +212,35 @@ def test_dynamic_sampling_with_updates_that_abort(tiny: Path, tmp_path: Path):
     for path in (folder / "rollouts").iterdir():
         for versions in read_table(path)["policy_versions"].to_pylist():
             assert len(set(versions)) == 1, "an update went through a completion"
+
+
+def test_groups_that_grow_until_their_rewards_differ(tiny: Path, tmp_path: Path):
+    """Under updates that come in between."""
+    (tmp_path / "luck.py").write_text(LUCK)
+    settings = {
+        "name": "growing",
+        "rewards.verifiers": f'{{"{tmp_path}/luck.py:odd": 1.0}}',
+        "eval.dataset": "",
+        "sampler.group_size": "2",
+        "schedule.max_group_size": "6",
+        "schedule.max_staleness": "1",
+        "learner.algorithm.name": "rloo",
+    }
+    cohort("train", *small_recipe(tmp_path, tiny, **settings))
+    folder = tmp_path / "outputs" / "growing"
+    sizes = set()
+    for step, row in enumerate(metrics(folder), start=1):
+        groups = to_groups(read_table(table_path(folder / "rollouts", step)))
+        assert row["rollout/group_size"] == sum(len(g.scores) for g in groups) / len(groups)
+        for scored in groups:
+            sizes.add(size := len(scored.scores))
+            assert scored.group.rounds in ((), tuple(n // 2 for n in range(size)))
+            assert size == 6 or not scored.is_uniform
+            before = [score.reward for score in scored.scores[: size - 2]]
+            assert len(set(before)) <= 1, "it went on although two rewards differed"
+            texts = [c.token_ids.tobytes() for c in scored.group.completions]
+            assert len(set(texts)) == size, "a later round repeats an earlier one"
+    assert len(sizes) > 1, "no group grew: this proves nothing"
 
 
 def test_an_endless_search_for_mixed_groups_ends_with_a_reason(tiny: Path, tmp_path: Path):

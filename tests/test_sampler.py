@@ -300,6 +300,50 @@ def test_a_completion_that_lives_through_an_update_says_where_the_seam_is(
     assert found["spread"] > 0.01, "old and new weights are the same: this proves nothing"
 
 
+def keep_kv_through_an_update(sampler, model_path: str, directory: str) -> dict:
+    """40 completions of one prompt, of which the engine runs 32, and one that comes later."""
+    from learner.source import ZeroSource
+    from rollout.transfer import SharedMemorySender
+
+    model = load(model_path)
+    source = ZeroSource(model, sharded=False)
+    sender = SharedMemorySender(source, LocalClient(sampler), rank=0, directory=Path(directory))
+    given = prompt(length=100)  # three blocks of the prefix cache
+    future = sampler.generate(given, SamplingConfig(max_tokens=90), list(range(40)))
+    time.sleep(0.25)
+    sampler.pause().result(60)
+    perturb(model, 7)
+    sender.send(1)
+    sampler.resume().result(60)
+    later = sampler.generate(given, SamplingConfig(max_tokens=8), [99])
+    report = {"kept": [], "clean": [], "later": []}
+    for kind, completions in (("", future.result(120)), ("later", later.result(60))):
+        for sampled in completions:
+            whole = [*given.token_ids.tolist(), *sampled.token_ids.tolist()]
+            gap = np.abs(sampled.logprobs - logprobs_of(model, whole)[99:])
+            new = sampled.versions == 1
+            if new.any():
+                name = kind or ("clean" if new.all() else "kept")
+                report[name].append(float(gap[new].max()))
+    return report
+
+
+def test_kept_keys_and_values_are_read_by_nobody_else(tiny: Path, tmp_path: Path):
+    model = str(tiny / "model")
+    found = with_sampler(
+        keep_kv_through_an_update,
+        tmp_path,
+        tiny / "model",
+        model,
+        str(tmp_path),
+        options=("sampler.keep_kv=true",),
+    )
+    assert len(found["kept"]) > 4 and min(found["kept"]) > 2 * MAX_GAP, "nothing was kept"
+    assert len(found["clean"]) >= 4, "nobody waited: this proves nothing of those that do"
+    assert max(found["clean"]) <= MAX_GAP, "a completion that had not begun read the old weights'"
+    assert max(found["later"]) <= MAX_GAP, "a later prompt read the old weights'"
+
+
 def pause_in_flight(sampler) -> dict:
     """What becomes of completions under way, and of a prompt that comes during the pause."""
     given, long = prompt(length=8), SamplingConfig(max_tokens=180)

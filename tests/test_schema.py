@@ -31,6 +31,28 @@ def test_judged_steps_and_the_greedy_reward_are_columns():
     assert table(to_groups(found)).equals(found)
 
 
+def grown(scored: ScoredGroup, *rounds: int) -> ScoredGroup:
+    return replace(scored, group=replace(scored.group, rounds=rounds))
+
+
+def test_the_round_of_a_completion_is_a_column():
+    scored = grown(group(3, (0.0, 0.0, 1.0, 0.0)), 0, 0, 1, 1)
+    found = table([scored, group(4)])
+    assert found["round"].to_pylist() == [0, 0, 1, 1, 0, 0]
+    assert table(to_groups(found)).equals(found)
+    with pytest.raises(ValueError, match=r"group 3 .*: 4 completions but 3 rounds"):
+        table([grown(scored, 0, 0, 1)])
+
+
+def test_a_table_of_the_schema_before_is_read(tmp_path: Path):
+    new = table([group(0), group(1)])
+    old = new.drop_columns("round").replace_schema_metadata(
+        {**new.schema.metadata, b"grpo.schema": b"3"}
+    )
+    write_table(old, tmp_path / "000001.arrow")
+    assert read_table(tmp_path / "000001.arrow").equals(new, check_metadata=True)
+
+
 def test_a_step_that_ends_outside_its_completion_is_refused():
     scored = replace(group(3, (0.2, 1.0), lengths=(5, 1)), steps=((), ((2, 1.0),)))
     with pytest.raises(ValueError, match=r"group 3 .*, sample 1: column step_rewards"):

@@ -117,7 +117,8 @@ def why_not(tier: Tier) -> str:
         sweep()
     try:
         with Sandbox("print(6 * 7)", tier=tier) as sandbox:
-            ended = sandbox.run({"stdin": ""})
+            # Patiently: a machine that is busy now must not get a weaker tier for the whole run.
+            ended = sandbox.run({"stdin": ""}, START_SECONDS)
     except (RuntimeError, OSError) as error:
         return str(error)
     if ended.stdout != b"42\n":
@@ -166,17 +167,21 @@ class Sandbox:
             "" if tier == "bubblewrap" else tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")
         )
         self._buffer = b""
-        self._process = subprocess.Popen(
-            _bubblewrapped(limits, folders)
-            if tier == "bubblewrap"
-            else [PYTHON, *RUN, str(RUNNER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
-            cwd="/",
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                _bubblewrapped(limits, folders)
+                if tier == "bubblewrap"
+                else [PYTHON, *RUN, str(RUNNER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError:
+            self._remove_scratch()
+            raise
         pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
         self._in, self._out, self._err = cast(tuple[Any, Any, Any], pipes)
         try:
@@ -252,6 +257,9 @@ class Sandbox:
                 self._more(time.monotonic() + 2)
         self._out.close()
         self._err.close()
+        self._remove_scratch()
+
+    def _remove_scratch(self) -> None:
         if self._scratch:
             confine.remove(self._scratch)
 
