@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,7 +112,7 @@ def controller(samplers: Any, window: Any) -> Any:
         config=SimpleNamespace(
             seed=1,
             sampler=SimpleNamespace(group_size=SIZE, sampling=SamplingConfig()),
-            schedule=SimpleNamespace(uniform_groups="train"),
+            schedule=SimpleNamespace(uniform_groups="train", max_group_size=0),
         ),
         samplers=samplers,
         scoring=Scoring(rewards, 512, Instant(judge), {}),  # type: ignore[arg-type]
@@ -155,7 +154,8 @@ def b4() -> None:
         return spent / (steps * per_step * SIZE) * 1e6
 
     calm_collector()  # as a real driver does
-    deque((asyncio.run(work()) for _ in range(2)), maxlen=0)  # warm
+    for _ in range(2):  # warm
+        asyncio.run(work())
     found = [asyncio.run(work()) for _ in range(PAIRS)]
     what = "microseconds of the driver's CPU per completion, groups of 16, 200 tokens each"
     line("B4", what, found, "<= 50")
@@ -183,10 +183,10 @@ def virtual_run(samplers: int, *, staleness: int, steps: int, seed: int) -> tupl
     completion) of the real window, pool, loop and scoring on so many virtual samplers.
     The learner takes no time, so the samplers are the limit."""
     import numpy as np
-    import virtual
 
     from cluster.loop import admit
     from cluster.pool import Pool
+    from cluster.virtual import in_virtual_time
     from cluster.window import Window
 
     per_step, siblings, warm = samplers * GROUPS, siblings_of(8), 2 * staleness
@@ -209,7 +209,7 @@ def virtual_run(samplers: int, *, staleness: int, steps: int, seed: int) -> tupl
         done = (steps - warm) * per_step * SIZE
         return (busy[0] - worked) / (seconds * samplers * GROUPS), cpu / done * 1e6
 
-    return virtual.run(work)
+    return in_virtual_time(work)
 
 
 def b12() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import bench_learner
 import bench_loop
+import bench_plan
 import bench_sampler
 from measure import ENV, chosen
 
@@ -24,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "B9": bench_learner.b9,
     "B11": bench_learner.b11,
     "B12": bench_loop.b12,
+    "B13": bench_plan.b13,
     "group_requests": bench_sampler.group_requests,
 }
 

@@ -1,10 +1,11 @@
-"""`python -m cluster train | eval | export | data | doctor | options`."""
+"""`python -m cluster train | plan | eval | export | data | doctor | options`."""
 
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster import config as configuration
 from cluster.errors import Stopped
@@ -21,6 +22,12 @@ python -m cluster train RECIPE.yaml [MORE.yaml ...] [a.b=1] [--c.d 2] [flags]
     --replay FOLDER   train on a recorded run's tables: no samplers, bitwise the same on CPU
     --allow-unsandboxed-code
                       run programs of the model where no sandbox is to be had
+python -m cluster plan RECIPE.yaml [a.b=1] --gpu h100 --nodes N [--gpus-per-node 8]
+    what a cluster would give: memory, step time, idle time, staleness, the best split
+    --measure FILE    measure this machine's constants instead, and write them
+    --constants FILE  plan for the machine that they were measured on
+    --like RUN        lengths and rewards as that run folder recorded them
+    --mean-length N   or lognormal ones with this mean
 python -m cluster eval CHECKPOINT [a.b=1]
     evaluate a checkpoint (or any Hugging Face model folder, with eval.dataset=...)
 python -m cluster export CHECKPOINT FOLDER [--dtype bfloat16] [--shard-size 5GB]
@@ -93,6 +100,49 @@ def train(argv: Sequence[str]) -> int:
     return 0
 
 
+PLANNING = ("gpu", "nodes", "gpus-per-node", "measure", "constants", "like", "mean-length")
+
+
+def plan(argv: Sequence[str]) -> int:
+    arguments = parse(argv, switches=set(), with_value=set(PLANNING))
+    flags = arguments.flags
+    if not arguments.words:
+        raise ValueError("plan needs a recipe, for example recipes/demo.yaml")
+    if sum(way in flags for way in ("gpu", "measure", "constants")) != 1:
+        raise ValueError(
+            "plan needs one of --gpu NAME --nodes N (a cluster that is not here), --measure FILE "
+            "(what this machine's constants are) and --constants FILE (plan for that machine)"
+        )
+    config = configuration.load(arguments.words, arguments.overrides).config
+    config.check()
+    from cluster import plan as planner
+
+    if "measure" in flags:
+        from cluster.calibrate import measure
+
+        _, work = planner.architecture(config.model.path)
+        measure(config, work).write(Path(flags["measure"]))
+        print(f"wrote {flags['measure']}: plan --constants {flags['measure']} plans with it")
+        return 0
+    lengths: dict[str, Any] = {
+        "like": flags.get("like", ""),
+        "mean_length": _number(flags, "mean-length", "0"),
+    }
+    if "constants" in flags:
+        print(planner.of_this(config, constants=Path(flags["constants"]), **lengths))
+        return 0
+    gpus = _number(flags, "nodes", "1") * _number(flags, "gpus-per-node", "8")
+    print(planner.of_gpus(config, gpu=flags["gpu"], gpus=gpus, **lengths))
+    return 0
+
+
+def _number(flags: dict[str, str], name: str, default: str) -> int:
+    text = flags.get(name, default)
+    if not text.isdecimal():
+        raise ValueError(f"--{name} is a whole number, not {text!r}")
+    return int(text)
+
+
 def evaluate(argv: Sequence[str]) -> int:
     arguments = parse(argv, switches=set(), with_value=set())
     if len(arguments.words) != 1:
@@ -155,6 +205,7 @@ def options(argv: Sequence[str]) -> int:
 
 COMMANDS = {
     "train": train,
+    "plan": plan,
     "eval": evaluate,
     "export": export,
     "data": data,

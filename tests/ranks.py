@@ -14,6 +14,16 @@ from learner.config import LearnerConfig, LoraConfig, ModelConfig
 from rollout.schema import read_table, write_table
 
 
+HEAVY = [
+    "deepspeed.runtime.engine",
+    "torch._inductor.compile_fx",
+    "transformers.masking_utils",
+    "transformers.models.auto.auto_factory",
+    "transformers.models.qwen2.modeling_qwen2",
+]
+"""Imported once, in the process that all ranks are forked from: it is most of what a rank does."""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -32,7 +42,8 @@ def on_ranks(
     lora: int = 0,
 ) -> list[Any]:
     """`work(learner, *args)` on every rank, in processes of their own; the results by rank."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(HEAVY)
     port = free_port()
     settings = {"ranks": ranks, **(config or {})}
     processes = []

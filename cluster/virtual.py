@@ -36,6 +36,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return done
 
 
-def run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+def in_virtual_time(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work())

@@ -1,0 +1,241 @@
+"""The planner's constants, measured: the recipe's own actors, on this cluster, doing what a run has
+them do. The learning rate is next to nothing, so that completions stay what they are.
+"""
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster import inputs as inputs_module
+from cluster.config import RunConfig
+from cluster.costs import Constants, volume
+from cluster.device import resolve
+from cluster.progress import Progress
+from cluster.run import Run
+from cluster.train import guarded, ray_session
+from learner.packing import Work
+from rollout import ScoredGroup
+from rollout.sampler import sample_seed
+from rollout.schema import to_table
+
+ROUNDS = 4
+"""How often each probe is made; the first warms up and does not count."""
+
+
+def measure(config: RunConfig, work: Work) -> Constants:
+    """Bring up the run, probe it, end it. About a minute on a small model. Raises what `train`
+    raises before its first step."""
+    with tempfile.TemporaryDirectory(prefix="cohort-measure-") as folder:
+        still = config.learner.optim.model_copy(update={"lr": 1e-12})
+        learner = config.learner.model_copy(update={"optim": still})
+        evaluation = config.eval.model_copy(update={"dataset": ""})
+        changes = {"output_dir": folder, "learner": learner, "eval": evaluation}
+        config = config.model_copy(update=changes)
+        config.check()
+        config.folder.mkdir(parents=True)
+        inputs = inputs_module.read(config)
+        if inputs.prompts is None:
+            raise ValueError("a supervised recipe samples nothing: there is nothing to plan")
+        progress = Progress(config.logging.progress)
+        with ray_session(config, progress):
+            device = resolve(config, gpus=ray.cluster_resources().get("GPU", 0))
+            run = Run(config, inputs, device, progress)
+            try:
+                return asyncio.run(guarded(_measured(run, work)))
+            finally:
+                run.stop()
+
+
+async def _measured(run: Run, work: Work) -> Constants:
+    async with run.progress.shown():
+        await run.start()
+        await run.restore()
+        await run.publish(0)
+        probes = Probes(run)
+        run.progress.phase = "measuring samplers"
+        sampling = await probes.sampling()
+        run.progress.phase = "measuring the learner"
+        training = await probes.training(work)
+        run.progress.phase = "measuring publishes"
+        push, pause = await probes.publishing()
+        run.progress.phase = "measuring both at work"
+        overlap = await probes.overlap()
+        driver = probes.driver()
+    return Constants(
+        **sampling, **training, push=push, pause=pause, overlap=overlap, per_step=driver
+    )
+
+
+class Probes:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._version = 0
+        self._tickets = 0
+        self._groups: list[ScoredGroup] = []
+        """All that was sampled so far: tables are made of them."""
+
+    async def _sample(self, count: int, max_tokens: int) -> tuple[float, list[ScoredGroup]]:
+        """Seconds until `count` groups, begun together, are scored; and the groups."""
+        tickets = range(self._tickets, self._tickets + count)
+        self._tickets += count
+        started = time.perf_counter()
+        groups = await asyncio.gather(*(self._roll_out(t, max_tokens) for t in tickets))
+        return time.perf_counter() - started, groups
+
+    async def _roll_out(self, ticket: int, max_tokens: int) -> ScoredGroup:
+        run, config = self._run, self._run.config.sampler
+        prompt = run.inputs.prompts.at(ticket)  # pyright: ignore[reportOptionalMemberAccess]
+        sampling = config.sampling.model_copy(update={"max_tokens": max_tokens})
+        seeds = [sample_seed("measure", prompt.id, ticket, i) for i in range(config.group_size)]
+        completions = await run.samplers.call("generate", prompt, sampling, seeds)
+        scores = await run.scoring.score(prompt, completions)
+        return await asyncio.to_thread(run.judged, ticket, prompt, completions, scores)
+
+    async def sampling(self) -> dict[str, float]:
+        """From batches of 1 group to as many as the samplers run at once, of three lengths."""
+        config = self._run.config.sampler
+        longest = config.sampling.max_tokens
+        most = max(1, config.replicas * config.max_running // config.group_size)
+        counts = sorted({1, max(1, most // 4), max(1, most // 2), most})
+        limits = sorted({max(1, longest // 4), max(1, longest // 2), longest})
+        rows, seconds = [], []
+        for number in range(ROUNDS):
+            for count in counts:
+                for limit in limits:
+                    spent, groups = await self._sample(count, limit)
+                    if number:
+                        rows.append(_decoding(groups, config.replicas))
+                        seconds.append(spent)
+                    if limit == longest:
+                        self._groups += groups
+        names = (
+            "latency",
+            "per_decode_step",
+            "per_decoded_token",
+            "per_context_token",
+            "per_prompt_token",
+            "per_completion",
+        )
+        return fitted(names, rows, seconds)
+
+    async def training(self, work: Work) -> dict[str, float]:
+        """Updates on tables of a quarter of a step's groups to all of them, short ones and long."""
+        count = self._run.config.schedule.groups_per_step
+        ordered = sorted(self._groups, key=_longest)
+        tables = [
+            part
+            for share in (4, 2, 1)
+            for size in [max(1, count // share)]
+            for part in (ordered[:size], ordered[-size:], self._groups[-size:])
+        ]
+        rows, seconds = [], []
+        for number in range(ROUNDS):
+            for groups in tables:
+                spent = await self._update(groups)
+                if number:
+                    found = volume(self._run.config, *_sizes(groups), work)
+                    rows.append((1.0, found.micro_batches, found.slots, found.pairs))
+                    seconds.append(spent)
+        return fitted(("per_update", "per_micro_batch", "per_slot", "per_pair"), rows, seconds)
+
+    async def _update(self, groups: Sequence[ScoredGroup]) -> float:
+        table = self._table(groups)
+        started = time.perf_counter()
+        await self._run.learners.all("update", ray.put(table), None)
+        self._version += 1
+        return time.perf_counter() - started
+
+    def _table(self, groups: Sequence[ScoredGroup]) -> Any:
+        temperature = self._run.config.sampler.sampling.temperature
+        return to_table(groups, step=1, run="measure", temperature=temperature)
+
+    async def publishing(self) -> tuple[float, float]:
+        """(seconds beside the pause, seconds of the pause)"""
+        pushes, pauses = [], []
+        for _ in range(3 * ROUNDS):
+            started = time.perf_counter()
+            metrics = await self._run.publish(self._version)
+            pauses.append(metrics["weights/pause_seconds"])
+            pushes.append(time.perf_counter() - started - pauses[-1])
+        return statistics.median(pushes), statistics.median(pauses)
+
+    async def overlap(self) -> float:
+        """How much longer an update takes while samplers decode."""
+        config = self._run.config
+        step = self._groups[-config.schedule.groups_per_step :]
+        alone = statistics.median([await self._update(step) for _ in range(ROUNDS)])
+        most = max(1, config.sampler.replicas * config.sampler.max_running)
+
+        async def keep_busy() -> None:
+            while True:
+                count = max(1, most // config.sampler.group_size)
+                await self._sample(count, config.sampler.sampling.max_tokens)
+
+        busy = [asyncio.create_task(keep_busy()) for _ in range(2)]
+        try:
+            await asyncio.sleep(alone / 2)
+            beside = statistics.median([await self._update(step) for _ in range(2 * ROUNDS)])
+        finally:
+            for task in busy:
+                task.cancel()
+        return max(1.0, beside / alone)
+
+    def driver(self) -> float:
+        """What the loop does between two phases: the table, its record, the ledger."""
+        run, spent = self._run, []
+        groups = self._groups[-run.config.schedule.groups_per_step :]
+        for step in range(1, ROUNDS + 1):
+            started = time.perf_counter()
+            run.ledger.record(step, self._table(groups))
+            run.ledger.commit(step, groups)
+            spent.append(time.perf_counter() - started)
+        return statistics.median(spent)
+
+
+def _longest(group: ScoredGroup) -> int:
+    return max(len(completion.token_ids) for completion in group.group.completions)
+
+
+def _sizes(groups: Sequence[ScoredGroup]) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and completion length of each row."""
+    rows = [(g.group.prompt, c) for g in groups for c in g.group.completions]
+    prompts = np.array([len(prompt.token_ids) for prompt, _ in rows])
+    return prompts, np.array([len(completion.token_ids) for _, completion in rows])
+
+
+def _decoding(groups: Sequence[ScoredGroup], replicas: int) -> tuple[float, ...]:
+    """What one of the samplers did for these groups, begun together: (1, steps, tokens, context
+    summed over them, prompt tokens, completions)."""
+    prompts_N, lengths_N = _sizes(groups)
+    attended = (prompts_N * lengths_N + np.square(lengths_N) / 2).sum() / replicas
+    asked = sum(len(group.group.prompt.token_ids) for group in groups) / replicas
+    tokens, rows = lengths_N.sum() / replicas, len(lengths_N) / replicas
+    return 1.0, float(lengths_N.max()), float(tokens), float(attended), float(asked), rows
+
+
+def fitted(
+    names: Sequence[str], rows: Sequence[Sequence[float]], seconds: Sequence[float]
+) -> dict[str, float]:
+    """Least squares of the relative error, none of the constants below 0: what would be is left
+    out, the worst first (Lawson and Hanson's non-negative problem, by elimination)."""
+    given, spent = np.array(rows), np.array(seconds)
+    weighted = given / spent[:, None]
+    kept = list(range(len(names)))
+    solved = np.zeros(0)
+    while kept:
+        solved = np.linalg.lstsq(weighted[:, kept], np.ones(len(spent)), rcond=None)[0]
+        # Constants have different units; what counts is their share of the seconds.
+        shares = solved * weighted[:, kept].mean(axis=0)
+        worst = int(shares.argmin())
+        if shares[worst] >= 0:
+            break
+        del kept[worst]
+    found = dict.fromkeys(names, 0.0)
+    found |= {names[index]: float(value) for index, value in zip(kept, solved, strict=True)}
+    return found

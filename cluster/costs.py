@@ -1,0 +1,208 @@
+"""How long sampling, training and publishing take: constants measured by `cluster/calibrate.py`, or
+a roofline of accelerators that are not at hand. Formulas and sources: docs/planner.md.
+
+Times are seconds, sizes bytes. `running` completions are decoded together; `context` is the tokens
+that all of them attend to, summed.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from cluster.config import RunConfig
+from learner.batch import plan
+from learner.memory import Architecture
+from learner.packing import Work
+
+
+class Costs(Protocol):
+    latency: float
+    """Of a group, beside the engine's own work: dispatch, answer, scoring"""
+    per_step: float
+    """Of the driver, between an update and the next"""
+    push: float
+    """Of a publish, while samplers go on"""
+    pause: float
+    """Of a publish, while they stand still"""
+    overlap: float
+    """How much longer sampling and training take while both are at work: 1 on devices of their
+    own"""
+
+    def prefill(self, tokens: int, completions: int) -> float: ...
+
+    def decode(self, running: int, context: float) -> float:
+        """One step of an engine."""
+        ...
+
+    def update(self, prompts_N: np.ndarray, lengths_N: np.ndarray) -> float:
+        """On a table with these prompt and completion lengths."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """What an update computes on one rank."""
+
+    micro_batches: int
+    slots: float
+    """Tokens, padding included"""
+    pairs: float
+    """Tokens times the width of their row: what attention costs"""
+
+
+def volume(config: RunConfig, prompts_N: np.ndarray, lengths_N: np.ndarray, work: Work) -> Volume:
+    """As the learner itself would cut this table (`learner/batch.py: plan`)."""
+    whole_N = prompts_N + lengths_N
+    [slices, *_] = plan(
+        lengths_N,
+        whole_N,
+        np.arange(len(whole_N)),
+        ranks=config.learner.ranks,
+        micro_batch_tokens=config.learner.micro_batch_tokens,
+        work=work if config.learner.packing else None,
+    )
+    epochs = config.learner.algorithm.epochs
+    slots = pairs = 0.0
+    for part in slices:
+        rows = whole_N[part.rows] if len(part.rows) else np.array([2])
+        widths = rows if part.packs else np.full(len(rows), rows.max())
+        slots, pairs = slots + widths.sum(), pairs + np.square(widths, dtype=float).sum()
+    return Volume(epochs * len(slices), epochs * float(slots), epochs * float(pairs))
+
+
+# -- measured -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constants:
+    """What `calibrate` found; linear in what they multiply."""
+
+    latency: float
+    per_step: float
+    push: float
+    pause: float
+    overlap: float
+    per_decode_step: float
+    per_decoded_token: float
+    per_context_token: float
+    per_prompt_token: float
+    per_completion: float
+    per_update: float
+    per_micro_batch: float
+    per_slot: float
+    per_pair: float
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "Constants":
+        """Raises ValueError when the file is not what `write` writes."""
+        try:
+            return cls(**{k: float(v) for k, v in json.loads(path.read_text()).items()})
+        except (OSError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"--constants {path} does not hold what `plan --measure` writes: {error}"
+            ) from error
+
+
+class Measured:
+    """Costs of the machine that the constants were measured on, for any recipe of that model."""
+
+    def __init__(self, constants: Constants, config: RunConfig, work: Work) -> None:
+        self._of, self._config, self._work = constants, config, work
+        self.latency, self.per_step = constants.latency, constants.per_step
+        self.push, self.pause = constants.push, constants.pause
+        self.overlap = constants.overlap
+
+    def prefill(self, tokens: int, completions: int) -> float:
+        return tokens * self._of.per_prompt_token + completions * self._of.per_completion
+
+    def decode(self, running: int, context: float) -> float:
+        tokens = running * self._of.per_decoded_token + context * self._of.per_context_token
+        return self._of.per_decode_step + tokens
+
+    def update(self, prompts_N: np.ndarray, lengths_N: np.ndarray) -> float:
+        of, found = self._of, volume(self._config, prompts_N, lengths_N, self._work)
+        seconds = of.per_update + found.micro_batches * of.per_micro_batch
+        return seconds + found.slots * of.per_slot + found.pairs * of.per_pair
+
+
+# -- modelled -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """Figures of the data sheets: dense bfloat16 FLOP/s; bytes; bytes/s of its memory, to the other
+    GPUs of its node, and to other nodes."""
+
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+    network: float
+
+
+GPUS = {
+    "a100": Gpu(312e12, 80e9, 2.04e12, 300e9, 25e9),
+    "h100": Gpu(989e12, 80e9, 3.35e12, 450e9, 50e9),
+    "h200": Gpu(989e12, 141e9, 4.8e12, 450e9, 50e9),
+    "b200": Gpu(2250e12, 180e9, 8.0e12, 900e9, 50e9),
+    "l40s": Gpu(362e12, 48e9, 0.864e12, 32e9, 12.5e9),
+}
+DECODES, COMPUTES, TRAINS, SENDS = 0.65, 0.50, 0.35, 0.20
+"""Assumed shares of a GPU's figures that systems of this kind reach: of its bandwidth in decoding,
+of its FLOP/s in prefill and in training, of its network in publishing. Where they come from:
+docs/planner.md."""
+HOST = 1.5e-3
+"""Of a decode step, outside the GPU."""
+BYTES = 2
+
+
+class Modelled:
+    """Costs of a cluster of GPUs that is not at hand."""
+
+    def __init__(self, gpu: Gpu, model: Architecture, config: RunConfig, work: Work) -> None:
+        self._gpu, self._model, self._config, self._work = gpu, model, config, work
+        self._width = config.sampler.tensor_parallel
+        weights = BYTES * model.parameters
+        self.latency, self.per_step, self.overlap = 0.05, 0.05, 1.0
+        self.push = weights / (gpu.link * SENDS)
+        self.pause = weights / (gpu.network * SENDS)
+
+    def prefill(self, tokens: int, completions: int) -> float:
+        flops = 2.0 * self._model.parameters * tokens
+        return flops / (self._width * self._gpu.flops * COMPUTES)
+
+    def decode(self, running: int, context: float) -> float:
+        read = BYTES * self._model.parameters + context * kv_bytes(self._model)
+        moved = read / (self._width * self._gpu.bandwidth * DECODES)
+        flops = 2.0 * self._model.parameters * running
+        return max(moved, flops / (self._width * self._gpu.flops * COMPUTES)) + HOST
+
+    def update(self, prompts_N: np.ndarray, lengths_N: np.ndarray) -> float:
+        """6 FLOPs per weight and token, and attention; recomputing activations is a third more, a
+        forward pass for an anchor or a reference another each. Then ZeRO's traffic and AdamW."""
+        found, learner = (
+            volume(self._config, prompts_N, lengths_N, self._work),
+            self._config.learner,
+        )
+        of_attention = 6.0 * self._model.layers * self._model.hidden * found.pairs
+        flops = 6.0 * self._model.parameters * found.slots + of_attention
+        looks = (learner.algorithm.anchor == "recomputed") + (learner.algorithm.kl.coef > 0)
+        flops *= 1 + (self._config.model.gradient_checkpointing + looks) / 3
+        seconds = flops / (self._gpu.flops * TRAINS)
+        weights, ranks = BYTES * self._model.parameters, learner.ranks
+        if ranks > 1:
+            passes = 3 * found.micro_batches if learner.zero.stage == 3 else 2
+            seconds += passes * weights / (self._gpu.network * SENDS)
+        shard = 1 if learner.zero.stage == 0 else ranks
+        return seconds + 30.0 * self._model.parameters / shard / self._gpu.bandwidth
+
+
+def kv_bytes(model: Architecture) -> float:
+    """Keys and values of one token."""
+    return 2.0 * model.layers * model.kv * BYTES

@@ -1,0 +1,390 @@
+"""What a run would do, in virtual time: the real loop, window, pool and ledger; samplers, scorers
+and a learner of which only the durations are there.
+
+A completion is one token long here, whatever it costs: the table of a step stays small.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import math
+import statistics
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from cluster import loop
+from cluster.config import RunConfig
+from cluster.costs import Costs
+from cluster.ledger import Ledger
+from cluster.pool import Pool
+from cluster.run import Run
+from cluster.virtual import in_virtual_time
+from cluster.window import Window
+from learner.algorithms import build
+from rewards import Score
+from rollout import Completion, Prompt
+from rollout.config import InFlight
+from rollout.schema import read_table
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Groups to draw from: what their prompts and completions are long, and their rewards."""
+
+    prompts: tuple[int, ...]
+    lengths: tuple[tuple[int, ...], ...]
+    rewards: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def recorded(cls, run_folder: Path) -> "Workload":
+        """What a run has sampled. Raises ValueError where it has recorded nothing."""
+        tables = sorted((run_folder / "rollouts").glob("[0-9]*.arrow"))
+        if not tables:
+            raise ValueError(f"--like {run_folder}: no recorded tables under rollouts/ there")
+        groups: dict[tuple[int, int], list[tuple[int, int, float]]] = {}
+        for number, path in enumerate(tables):
+            table = read_table(path)
+            columns = ("group_id", "prompt_ids", "completion_ids", "reward")
+            for row in zip(*(table[name].to_pylist() for name in columns), strict=True):
+                sizes = (len(row[1]), len(row[2]), row[3] or 0.0)
+                groups.setdefault((number, row[0]), []).append(sizes)
+        return cls(
+            prompts=tuple(rows[0][0] for rows in groups.values()),
+            lengths=tuple(tuple(row[1] for row in rows) for rows in groups.values()),
+            rewards=tuple(tuple(row[2] for row in rows) for rows in groups.values()),
+        )
+
+    @classmethod
+    def lognormal(
+        cls, *, prompt: int, mean: float, most: int, size: int, sigma: float = 1.0
+    ) -> "Workload":
+        """Lengths whose logarithm is normal, half of its variance between prompts, cut at `most`;
+        rewards that differ within each group."""
+        rng = np.random.default_rng(0)
+        between, within = rng.normal(size=(256, 1)), rng.normal(size=(256, size))
+        logs = np.log(mean) - sigma**2 / 2 + sigma * (between + within) / np.sqrt(2)
+        lengths = np.exp(logs).round().clip(1, most).astype(int)
+        return cls(
+            prompts=(prompt,) * 256,
+            lengths=tuple(map(tuple, lengths.tolist())),
+            rewards=(tuple(float(i % 2) for i in range(size)),) * 256,
+        )
+
+    @property
+    def mean_length(self) -> float:
+        return statistics.fmean(itertools.chain.from_iterable(self.lengths))
+
+    def prompt(self, ticket: int) -> Prompt:
+        """`extra` says which of the groups it is."""
+        index = int(np.random.default_rng((7, ticket)).integers(len(self.prompts)))
+        ids = np.zeros(1, dtype=np.int32)
+        return Prompt(
+            id=str(ticket), token_ids=ids, text="", answer="", source="", extra=f"{index}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Of a run in its steady state."""
+
+    step_seconds: float
+    completions_per_second: float
+    samplers_idle: float
+    """Share of the samplers' slots with nothing to decode"""
+    learner_idle: float
+    staleness_mean: float
+    staleness_max: float
+
+
+class Contention:
+    """Who is at work, where samplers and learner share cores."""
+
+    def __init__(self) -> None:
+        self.sampling = 0
+        self.learning = False
+
+
+@dataclass(slots=True)
+class _Group:
+    """Siblings that are answered together."""
+
+    prompt: int
+    lengths: list[int]
+    answer: asyncio.Future[int]
+    """The policy version under which the first of them began; `ABORTED` where an update ended
+    them."""
+    missing: int
+    version: int = -1
+
+
+ABORTED = -1
+
+
+class VirtualSampler:
+    """Continuous batching: a completion joins the batch between two steps and leaves it when it
+    ends. All steps up to the next event are one sleep, so that tokens cost nothing."""
+
+    def __init__(self, costs: Costs, config: RunConfig, load: Workload, both: Contention) -> None:
+        self._costs, self._load, self._both = costs, load, both
+        self._slots, self._most = config.sampler.max_running, config.sampler.sampling.max_tokens
+        self._keeps_kv = config.sampler.keep_kv
+        self._waiting: deque[tuple[int, _Group]] = deque()
+        """(which of its siblings, group)"""
+        self._running: list[tuple[int, int, int, _Group]] = []
+        """A heap of (step at which it ends, number, tokens, group)"""
+        self._position = self._context = 0
+        self._stale = 0
+        """Tokens whose keys and values are to be computed anew"""
+        self._numbers = itertools.count()
+        self._changed = asyncio.Event()
+        self._idle, self._still = asyncio.Event(), asyncio.Event()
+        self._paused = False
+        self.version = 0
+        self.busy = 0.0
+        """Slots times seconds"""
+        self.generate = SimpleNamespace(remote=self._generate)
+
+    async def _generate(self, prompt: Prompt, _: Any, seeds: Sequence[int]) -> tuple[Any, ...]:
+        index, count = int(prompt.extra), max(1, len(seeds))
+        known = self._load.lengths[index]
+        lengths = [min(known[sibling % len(known)], self._most) for sibling in range(count)]
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        group = _Group(self._load.prompts[index], lengths, answer, missing=count)
+        self._waiting.extend((sibling, group) for sibling in range(count))
+        self._changed.set()
+        version = await answer
+        await asyncio.sleep(self._costs.latency)
+        return () if version == ABORTED else tuple(completion(n, version) for n in lengths)
+
+    async def pause(self, in_flight: InFlight) -> None:
+        """Returns between two steps."""
+        self._paused = True
+        if in_flight == "abort":
+            for group in {id(g): g for _, _, _, g in self._running}.values():
+                group.answer.set_result(ABORTED)
+            self._waiting = deque(w for w in self._waiting if not w[1].answer.done())
+            self._running, self._context = [], 0
+        self._changed.set()
+        if in_flight == "wait":
+            self._paused = False
+            held, self._waiting = self._waiting, deque()
+            while self._running:
+                self._idle.clear()
+                await self._idle.wait()
+            self._waiting.extendleft(reversed(held))
+            self._paused = True
+            self._changed.set()
+        await self._still.wait()
+
+    def resume(self) -> None:
+        self._paused = False
+        self._still.clear()
+        self._stale = 0 if self._keeps_kv else self._context
+        self._changed.set()
+
+    def nudge(self) -> None:
+        """Another speed from here on."""
+        self._changed.set()
+
+    async def work(self) -> None:
+        now = asyncio.get_running_loop().time
+        while True:
+            self._changed.clear()
+            if not self._running:
+                self._idle.set()
+            if self._paused:
+                self._still.set()
+            if self._paused or not (self._waiting or self._running):
+                await self._changed.wait()
+                continue
+            self._both.sampling += 1
+            began = now()
+            if self._stale or (self._waiting and len(self._running) < self._slots):
+                await asyncio.sleep(self._admit() * self._slower)
+            else:
+                running = len(self._running)
+                await self._decode()
+                self.busy += running * (now() - began)
+            self._both.sampling -= 1
+
+    @property
+    def _slower(self) -> float:
+        return self._costs.overlap if self._both.learning else 1.0
+
+    def _admit(self) -> float:
+        """Those that there is room for join the batch; what their prompts cost."""
+        tokens, joined, self._stale = self._stale, 0, 0
+        while self._waiting and len(self._running) < self._slots:
+            sibling, group = self._waiting.popleft()
+            if group.version < 0:  # its siblings will find the prompt in the cache
+                group.version, tokens = self.version, tokens + group.prompt
+            length, joined = group.lengths[sibling], joined + 1
+            item = (self._position + length, next(self._numbers), length, group)
+            heapq.heappush(self._running, item)
+            self._context += group.prompt
+        return self._costs.prefill(tokens, joined)
+
+    async def _decode(self) -> None:
+        """To the end of the next completion, or until something changes."""
+        now, running = asyncio.get_running_loop().time, len(self._running)
+        steps, began = self._running[0][0] - self._position, now()
+        context = self._context + running * steps / 2
+        each = self._costs.decode(running, context) * self._slower
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(steps * each):
+                await self._changed.wait()
+            # Somebody came, or all stand still, in the middle of a step: it is finished first.
+            steps = min(steps, math.ceil((now() - began) / each))
+            await asyncio.sleep(max(0.0, began + steps * each - now()))
+        if len(self._running) != running:
+            return  # aborted
+        self._position += steps
+        self._context += running * steps
+        while self._running and self._running[0][0] <= self._position:
+            _, _, length, group = heapq.heappop(self._running)
+            self._context -= length + group.prompt
+            group.missing -= 1
+            if not group.missing:
+                group.answer.set_result(group.version)
+
+
+def completion(length: int, version: int) -> Completion:
+    return Completion(
+        token_ids=np.array([length], dtype=np.int32),
+        trainable=np.ones(1, dtype=np.bool_),
+        logprobs=np.zeros(1, dtype=np.float32),
+        versions=np.array([version], dtype=np.int32),
+        text="",
+        finish_reason="stop",
+    )
+
+
+class VirtualRun:
+    """What `cluster/loop.py` asks a Run for."""
+
+    def __init__(self, config: RunConfig, costs: Costs, load: Workload, folder: Path) -> None:
+        self.config, self._costs, self._load = config, costs, load
+        self._both = Contention()
+        self.engines = [
+            VirtualSampler(costs, config, load, self._both) for _ in range(config.sampler.replicas)
+        ]
+        self.samplers = Pool("sampler", self.engines, seconds=1e12)  # type: ignore[arg-type]
+        self.scoring = SimpleNamespace(score=self._score)
+        self.algorithm = build(config.learner.algorithm)
+        self.inputs = SimpleNamespace(prompts=SimpleNamespace(at=load.prompt), tokenizer=None)
+        self.ledger = Ledger(folder, keep_rollouts=False)
+        self.window = Window(
+            groups_per_step=config.schedule.groups_per_step,
+            max_staleness=config.schedule.max_staleness,
+            budget=config.steps * config.schedule.groups_per_step,
+            spare=config.schedule.spare_groups,
+        )
+        self.sampled_groups = 0
+        self.resumed_from = -1  # nobody judges steps or greedy completions here
+        self.ends: list[float] = []
+        self.busy: list[tuple[float, float]] = []
+        """(slots times seconds of all samplers, seconds of the learner) up to each step's end"""
+        self.staleness: list[tuple[float, float]] = []
+        self.learned = 0.0
+        self.judged = lambda *given: Run.judged(self, *given)  # type: ignore[arg-type]
+
+    async def _score(self, prompt: Prompt, completions: Sequence[Any]) -> list[Score]:
+        known = self._load.rewards[int(prompt.extra)]
+        return [Score(reward=known[i % len(known)], parts={}) for i, _ in enumerate(completions)]
+
+    async def restore(self) -> int:
+        self._working = [asyncio.create_task(engine.work()) for engine in self.engines]
+        return 0
+
+    async def publish(self, version: int) -> dict[str, float]:
+        await asyncio.sleep(self._costs.push)
+        in_flight = self.config.schedule.in_flight
+        await asyncio.gather(*(engine.pause(in_flight) for engine in self.engines))
+        await asyncio.sleep(self._costs.pause)
+        for engine in self.engines:
+            engine.version = version
+            engine.resume()
+        return {}
+
+    async def take(self) -> list[Any]:
+        return await self.window.take(self.config.schedule.groups_per_step)
+
+    async def update(self, table: Any) -> dict[str, float]:
+        lengths_N = np.array([ids[0] for ids in table["completion_ids"].to_pylist()])
+        tickets = table["group_id"].to_pylist()
+        prompts_N = np.array([self._load.prompts[int(self._load.prompt(t).extra)] for t in tickets])
+        await self._learn(self._costs.update(prompts_N, lengths_N))
+        return {}
+
+    async def _learn(self, seconds: float) -> None:
+        """In parts, since the samplers that slow it down may end meanwhile."""
+        parts = 1 if self._costs.overlap == 1.0 else 20
+        self._set_learning(True)
+        for _ in range(parts):
+            slower = self._costs.overlap if self._both.sampling else 1.0
+            await asyncio.sleep(seconds / parts * slower)
+            self.learned += seconds / parts * slower
+        self._set_learning(False)
+
+    def _set_learning(self, learning: bool) -> None:
+        self._both.learning = learning
+        if self._costs.overlap != 1.0:
+            for engine in self.engines:
+                engine.nudge()
+
+    async def begin_evaluation(self, step: int, background: asyncio.TaskGroup) -> None: ...
+
+    async def milestones(self, step: int, background: asyncio.TaskGroup) -> None:
+        await asyncio.sleep(self._costs.per_step)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.ends.append(asyncio.get_running_loop().time())
+        self.busy.append((sum(engine.busy for engine in self.engines), self.learned))
+        ages = (metrics["schedule/staleness_mean"], metrics["schedule/staleness_max"])
+        self.staleness.append(ages)
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        yield
+
+    def forecast(self) -> Forecast:
+        """The first steps, which all samplers begin with nothing to do, are left out."""
+        warm = min(self.config.schedule.max_staleness + 1, len(self.ends) - 2)
+        seconds = self.ends[-1] - self.ends[warm]
+        steps = len(self.ends) - 1 - warm
+        slots = len(self.engines) * self.config.sampler.max_running
+        sampled, learned = (b - a for a, b in zip(self.busy[warm], self.busy[-1], strict=True))
+        ages = self.staleness[warm + 1 :]
+        rows = self.config.schedule.groups_per_step * self.config.sampler.group_size
+        return Forecast(
+            step_seconds=seconds / steps,
+            completions_per_second=rows * steps / seconds,
+            samplers_idle=1 - sampled / (seconds * slots),
+            learner_idle=1 - learned / seconds,
+            staleness_mean=statistics.fmean(mean for mean, _ in ages),
+            staleness_max=max(most for _, most in ages),
+        )
+
+
+def simulate(config: RunConfig, costs: Costs, load: Workload, *, steps: int = 0) -> Forecast:
+    """The recipe's schedule, samplers and learner on these costs and lengths."""
+    steps = steps or 3 * (config.schedule.max_staleness + 1) + 8
+    config = config.model_copy(update={"steps": steps})
+
+    async def work() -> Forecast:
+        with tempfile.TemporaryDirectory(prefix="cohort-plan-") as folder:
+            run: Any = VirtualRun(config, costs, load, Path(folder))
+            await loop.train(run)
+            for task in run._working:
+                task.cancel()
+            return run.forecast()
+
+    return in_virtual_time(work)
