@@ -95,7 +95,7 @@ def _against_bare(model: str, ragged: bool, out: Any) -> None:
     import numpy as np
     import torch
 
-    from learner.batch import collate, minibatches, plan, read_rows
+    from learner.batch import ask, collate, minibatches, plan, read_rows
     from learner.model import Policy, load_model
     from learner.packing import Work
 
@@ -114,18 +114,26 @@ def _against_bare(model: str, ragged: bool, out: Any) -> None:
         advantage_N = torch.from_numpy(scaled.reshape(-1).astype(np.float32))
         [part] = minibatches(rows.groups_N, 1, seed=(0,))
         sizes = rows.trains_NT.sum(axis=1)
-        [slices] = plan(sizes, rows.lengths_N, part, ranks=1, micro_batch_tokens=8192, work=work)
+        [slices] = plan(
+            sizes,
+            rows.lengths_N,
+            part,
+            ranks=1,
+            micro_batch_tokens=8192,
+            work=work,
+            siblings=rows.siblings,
+        )
         for piece in slices:
-            packs = work if piece.packs else None
-            batch = collate(rows, rows.trains_NT, piece.rows, torch.device("cpu"), work=packs)
-            logp_BT, _ = policy(
-                batch.tokens_BT,
-                batch.trains_BT,
-                batch.targets_BT,
-                positions=piece.positions,
-                position_ids=batch.position_ids_BT,
+            batch = collate(
+                rows,
+                rows.trains_NT,
+                piece.rows,
+                torch.device("cpu"),
+                work=work if piece.layout == "packed" else None,
+                budget=8192,
+                shares=piece.layout == "shared",
             )
-            logp_ST = batch.per_sequence(logp_BT)
+            logp_ST, _ = ask(policy, batch, piece.positions)
             ratio_ST = (logp_ST - batch.gather(rows.behaviour_NT)).exp()
             advantage_S1 = advantage_N[[row for row, *_ in batch.spans]][:, None]
             kept_ST = batch.trains_ST.float()

@@ -62,7 +62,7 @@ class Instant:
         self.members = ["one"]
         self._answer = answer
 
-    async def call(self, method: str, *args: Any) -> Any:
+    async def call(self, method: str, *args: Any, load: float = 1.0) -> Any:
         return self._answer(method, *args)
 
 
@@ -95,6 +95,7 @@ def controller(samplers: Any, window: Any) -> Any:
     scoring, with scorers that answer at once."""
     import numpy as np
 
+    from cluster.lengths import Lengths
     from cluster.run import Run
     from cluster.scoring import Scoring
     from rewards import RewardConfig
@@ -122,6 +123,7 @@ def controller(samplers: Any, window: Any) -> Any:
         ),
         sampled_groups=0,
         window=window,
+        lengths=Lengths(),
     )
     run.judged = lambda *a: Run.judged(run, *a)
     return run

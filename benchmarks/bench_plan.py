@@ -50,7 +50,7 @@ def b13() -> None:
     in schedule, groups, their size and the longest completion."""
     from cluster.config import load
     from cluster.costs import Constants, Measured
-    from cluster.plan import architecture
+    from cluster.plan import describe
     from cluster.simulate import Workload, simulate
 
     errors, shown = [], []
@@ -67,12 +67,12 @@ def b13() -> None:
             train(like, model, options_of((0, 16, 8, 64), model, dataset))
             workload = Workload.recorded(like / "outputs" / "bench")
             constants = Constants.read(calibrated(folder, model, dataset))
-            _, work = architecture(model)
+            described = describe(model)
             for configuration in CONFIGURATIONS:
                 options = options_of(configuration, model, dataset)
                 words = [f"{key}={value}" for key, value in options.items()]
                 config = load([str(ROOT / "recipes" / "demo.yaml")], words).config
-                costs = Measured(constants, config, work)
+                costs = Measured(constants, config, described)
                 said = simulate(config, costs, workload, steps=40).step_seconds
                 found = measured(folder / "run", options)
                 errors.append(abs(said - found) / found)

@@ -153,6 +153,9 @@ class LearnerActor:
     def connect(self, endpoint: Endpoint, samplers: list[ActorHandle], seconds: float) -> None:
         self._learner.connect(endpoint, SamplerClient(samplers, endpoint, seconds))
 
+    def look(self, table: pa.Table) -> None:
+        self._learner.look(table)
+
     def update(self, table: pa.Table, max_staleness: int | None) -> Any:
         return self._learner.update(table, max_staleness)
 

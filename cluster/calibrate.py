@@ -7,28 +7,26 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import ray
 
 from cluster import inputs as inputs_module
 from cluster.config import RunConfig
-from cluster.costs import Constants, volume
+from cluster.costs import Constants, Model, Shape, volume
 from cluster.device import resolve
 from cluster.progress import Progress
 from cluster.run import Run
 from cluster.train import guarded, ray_session
-from learner.packing import Work
 from rollout import ScoredGroup
 from rollout.sampler import sample_seed
-from rollout.schema import to_table
 
 ROUNDS = 4
 """How often each probe is made; the first warms up and does not count."""
 
 
-def measure(config: RunConfig, work: Work) -> Constants:
+def measure(config: RunConfig, model: Model) -> Constants:
     """Bring up the run, probe it, end it. About a minute on a small model. Raises what `train`
     raises before its first step."""
     with tempfile.TemporaryDirectory(prefix="cohort-measure-") as folder:
@@ -47,12 +45,12 @@ def measure(config: RunConfig, work: Work) -> Constants:
             device = resolve(config, gpus=ray.cluster_resources().get("GPU", 0))
             run = Run(config, inputs, device, progress)
             try:
-                return asyncio.run(guarded(_measured(run, work)))
+                return asyncio.run(guarded(_measured(run, model)))
             finally:
                 run.stop()
 
 
-async def _measured(run: Run, work: Work) -> Constants:
+async def _measured(run: Run, model: Model) -> Constants:
     async with run.progress.shown():
         await run.start()
         await run.restore()
@@ -61,7 +59,7 @@ async def _measured(run: Run, work: Work) -> Constants:
         run.progress.phase = "measuring samplers"
         sampling = await probes.sampling()
         run.progress.phase = "measuring the learner"
-        training = await probes.training(work)
+        training = await probes.training(model)
         run.progress.phase = "measuring publishes"
         push, pause = await probes.publishing()
         run.progress.phase = "measuring both at work"
@@ -80,17 +78,25 @@ class Probes:
         self._groups: list[ScoredGroup] = []
         """All that was sampled so far: tables are made of them."""
 
-    async def _sample(self, count: int, max_tokens: int) -> tuple[float, list[ScoredGroup]]:
-        """Seconds until `count` groups, begun together, are scored; and the groups."""
+    async def _sample(
+        self, count: int, max_tokens: int, prompt_tokens: int = 0
+    ) -> tuple[float, list[ScoredGroup]]:
+        """Seconds until `count` groups, begun together, are scored; and the groups. Their prompts
+        are the recipe's, or random ones of so many tokens."""
         tickets = range(self._tickets, self._tickets + count)
         self._tickets += count
         started = time.perf_counter()
-        groups = await asyncio.gather(*(self._roll_out(t, max_tokens) for t in tickets))
+        groups = await asyncio.gather(
+            *(self._roll_out(t, max_tokens, prompt_tokens) for t in tickets)
+        )
         return time.perf_counter() - started, groups
 
-    async def _roll_out(self, ticket: int, max_tokens: int) -> ScoredGroup:
+    async def _roll_out(self, ticket: int, max_tokens: int, prompt_tokens: int) -> ScoredGroup:
         run, config = self._run, self._run.config.sampler
         prompt = run.inputs.prompts.at(ticket)  # pyright: ignore[reportOptionalMemberAccess]
+        if prompt_tokens:
+            drawn = np.random.default_rng(ticket).choice(prompt.token_ids, prompt_tokens)
+            prompt = replace(prompt, token_ids=drawn.astype(np.int32))
         sampling = config.sampling.model_copy(update={"max_tokens": max_tokens})
         seeds = [sample_seed("measure", prompt.id, ticket, i) for i in range(config.group_size)]
         completions = await run.samplers.call("generate", prompt, sampling, seeds)
@@ -98,22 +104,25 @@ class Probes:
         return await asyncio.to_thread(run.judged, ticket, prompt, completions, scores)
 
     async def sampling(self) -> dict[str, float]:
-        """From batches of 1 group to as many as the samplers run at once, of three lengths."""
+        """From batches of 1 group to as many as the samplers run at once, of three lengths; and of
+        prompts of three lengths, for a token."""
         config = self._run.config.sampler
         longest = config.sampling.max_tokens
         most = max(1, config.replicas * config.max_running // config.group_size)
         counts = sorted({1, max(1, most // 4), max(1, most // 2), most})
         limits = sorted({max(1, longest // 4), max(1, longest // 2), longest})
+        room = self._run.config.max_model_len - 1
+        probes = [(count, limit, 0) for count in counts for limit in limits]
+        probes += [(most, 1, max(1, room // share)) for share in (4, 2, 1)]
         rows, seconds = [], []
         for number in range(ROUNDS):
-            for count in counts:
-                for limit in limits:
-                    spent, groups = await self._sample(count, limit)
-                    if number:
-                        rows.append(_decoding(groups, config.replicas))
-                        seconds.append(spent)
-                    if limit == longest:
-                        self._groups += groups
+            for count, limit, prompt_tokens in probes:
+                spent, groups = await self._sample(count, limit, prompt_tokens)
+                if number:
+                    rows.append(_decoding(groups, config.replicas))
+                    seconds.append(spent)
+                if limit == longest:
+                    self._groups += groups
         names = (
             "latency",
             "per_decode_step",
@@ -124,14 +133,15 @@ class Probes:
         )
         return fitted(names, rows, seconds)
 
-    async def training(self, work: Work) -> dict[str, float]:
-        """Updates on tables of a quarter of a step's groups to all of them, short ones and long."""
+    async def training(self, model: Model) -> dict[str, float]:
+        """Updates on tables of a quarter of a step's groups to four steps' worth, short groups and
+        long ones."""
         count = self._run.config.schedule.groups_per_step
         ordered = sorted(self._groups, key=_longest)
         tables = [
             part
-            for share in (4, 2, 1)
-            for size in [max(1, count // share)]
+            for share in (0.25, 0.5, 1.0, 4.0)
+            for size in [min(max(1, round(count * share)), len(ordered))]
             for part in (ordered[:size], ordered[-size:], self._groups[-size:])
         ]
         rows, seconds = [], []
@@ -139,21 +149,17 @@ class Probes:
             for groups in tables:
                 spent = await self._update(groups)
                 if number:
-                    found = volume(self._run.config, *_sizes(groups), work)
-                    rows.append((1.0, found.micro_batches, found.slots, found.pairs))
+                    found = volume(self._run.config, model, _shape(groups))
+                    rows.append((1.0, found.micro_batches, found.flops))
                     seconds.append(spent)
-        return fitted(("per_update", "per_micro_batch", "per_slot", "per_pair"), rows, seconds)
+        return fitted(("per_update", "per_micro_batch", "per_flop"), rows, seconds)
 
-    async def _update(self, groups: Sequence[ScoredGroup]) -> float:
-        table = self._table(groups)
+    async def _update(self, groups: list[ScoredGroup]) -> float:
+        table = self._run.table(groups, step=1)
         started = time.perf_counter()
         await self._run.learners.all("update", ray.put(table), None)
         self._version += 1
         return time.perf_counter() - started
-
-    def _table(self, groups: Sequence[ScoredGroup]) -> Any:
-        temperature = self._run.config.sampler.sampling.temperature
-        return to_table(groups, step=1, run="measure", temperature=temperature)
 
     async def publishing(self) -> tuple[float, float]:
         """(seconds beside the pause, seconds of the pause)"""
@@ -192,7 +198,7 @@ class Probes:
         groups = self._groups[-run.config.schedule.groups_per_step :]
         for step in range(1, ROUNDS + 1):
             started = time.perf_counter()
-            run.ledger.record(step, self._table(groups))
+            run.ledger.record(step, run.table(groups, step=step))
             run.ledger.commit(step, groups)
             spent.append(time.perf_counter() - started)
         return statistics.median(spent)
@@ -202,18 +208,21 @@ def _longest(group: ScoredGroup) -> int:
     return max(len(completion.token_ids) for completion in group.group.completions)
 
 
-def _sizes(groups: Sequence[ScoredGroup]) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt and completion length of each row."""
-    rows = [(g.group.prompt, c) for g in groups for c in g.group.completions]
-    prompts = np.array([len(prompt.token_ids) for prompt, _ in rows])
-    return prompts, np.array([len(completion.token_ids) for _, completion in rows])
+def _shape(groups: Sequence[ScoredGroup]) -> Shape:
+    rows = [(g.group, len(c.token_ids)) for g in groups for c in g.group.completions]
+    return Shape(
+        np.array([group.ticket for group, _ in rows]),
+        np.array([len(group.prompt.token_ids) for group, _ in rows]),
+        np.array([length for _, length in rows]),
+    )
 
 
-def _decoding(groups: Sequence[ScoredGroup], replicas: int) -> tuple[float, ...]:
+def _decoding(groups: list[ScoredGroup], replicas: int) -> tuple[float, ...]:
     """What one of the samplers did for these groups, begun together: (1, steps, tokens, context
     summed over them, prompt tokens, completions)."""
-    prompts_N, lengths_N = _sizes(groups)
-    attended = (prompts_N * lengths_N + np.square(lengths_N) / 2).sum() / replicas
+    table = _shape(groups)
+    lengths_N = table.lengths_N
+    attended = (table.prompts_N * lengths_N + np.square(lengths_N) / 2).sum() / replicas
     asked = sum(len(group.group.prompt.token_ids) for group in groups) / replicas
     tokens, rows = lengths_N.sum() / replicas, len(lengths_N) / replicas
     return 1.0, float(lengths_N.max()), float(tokens), float(attended), float(asked), rows

@@ -120,8 +120,8 @@ def plan(argv: Sequence[str]) -> int:
     if "measure" in flags:
         from cluster.calibrate import measure
 
-        _, work = planner.architecture(config.model.path)
-        measure(config, work).write(Path(flags["measure"]))
+        found = measure(config, planner.describe(config.model.path))
+        found.write(Path(flags["measure"]))
         print(f"wrote {flags['measure']}: plan --constants {flags['measure']} plans with it")
         return 0
     lengths: dict[str, Any] = {

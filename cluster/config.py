@@ -40,6 +40,10 @@ class ScheduleConfig(BaseModel):
     teaches nothing where siblings are compared, or another prompt takes their place at once
     (dynamic sampling)."""
 
+    parts: int = Field(default=1, ge=1)
+    """Parts in which the learner gets a step's groups: it asks its models about one (recomputed
+    anchor, reference, critic) while the next are still sampled. The update is one all the same."""
+
     max_group_size: int = Field(default=0, ge=0)
     """A prompt whose completions all have the same reward so far gets `sampler.group_size` more,
     until two differ or it has this many. 0: no more than the first."""
@@ -238,6 +242,24 @@ class RunConfig(BaseModel):
             broken.append(
                 f"schedule.spare_groups={schedule.spare_groups} needs schedule.in_flight=abort: "
                 "what is left of a step is sampled anew, or it would not be on-policy"
+            )
+        algorithm = self.learner.algorithm
+        asks = algorithm.kl.coef or build(algorithm).critic or algorithm.anchor == "recomputed"
+        if schedule.parts > 1 and (self.is_supervised or not asks):
+            broken.append(
+                f"schedule.parts={schedule.parts} has no use: the learner asks no model about the "
+                "table before its update (anchor=recomputed, kl.coef or a critic would); set it "
+                "to 1"
+            )
+        if schedule.parts > 1 and schedule.spare_groups:
+            broken.append(
+                f"schedule.parts={schedule.parts}: with schedule.spare_groups nobody knows before "
+                "the last group which of them a step trains; set one of them to its default"
+            )
+        if schedule.parts > schedule.groups_per_step:
+            broken.append(
+                f"schedule.parts={schedule.parts} is more than schedule.groups_per_step="
+                f"{schedule.groups_per_step}: lower it"
             )
         if self.sampler.keep_kv and schedule.in_flight != "keep":
             broken.append(

@@ -15,7 +15,28 @@ import numpy as np
 from cluster.config import RunConfig
 from learner.batch import plan
 from learner.memory import Architecture
-from learner.packing import Work
+from learner.packing import Siblings, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What planning needs to know of one."""
+
+    sizes: Architecture
+    work: Work
+    packs: bool
+    """Whether its sequences can share rows"""
+    shares: bool
+    """Whether siblings can share their prompt"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A step's table, of which only lengths count: a row per completion."""
+
+    groups_N: np.ndarray
+    prompts_N: np.ndarray
+    lengths_N: np.ndarray
 
 
 class Costs(Protocol):
@@ -37,9 +58,7 @@ class Costs(Protocol):
         """One step of an engine."""
         ...
 
-    def update(self, prompts_N: np.ndarray, lengths_N: np.ndarray) -> float:
-        """On a table with these prompt and completion lengths."""
-        ...
+    def update(self, table: Shape) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +66,34 @@ class Volume:
     """What an update computes on one rank."""
 
     micro_batches: int
-    slots: float
-    """Tokens, padding included"""
-    pairs: float
-    """Tokens times the width of their row: what attention costs"""
+    flops: float
+    """Forward and backward, padding and the head included"""
 
 
-def volume(config: RunConfig, prompts_N: np.ndarray, lengths_N: np.ndarray, work: Work) -> Volume:
+def volume(config: RunConfig, model: Model, table: Shape) -> Volume:
     """As the learner itself would cut this table (`learner/batch.py: plan`)."""
-    whole_N = prompts_N + lengths_N
+    whole_N = table.prompts_N + table.lengths_N
+    siblings = Siblings(table.groups_N, table.prompts_N)
     [slices, *_] = plan(
-        lengths_N,
+        table.lengths_N,
         whole_N,
         np.arange(len(whole_N)),
         ranks=config.learner.ranks,
         micro_batch_tokens=config.learner.micro_batch_tokens,
-        work=work if config.learner.packing else None,
+        work=model.work if config.learner.packing and model.packs else None,
+        siblings=siblings if model.shares else None,
     )
-    epochs = config.learner.algorithm.epochs
-    slots = pairs = 0.0
+    flops = 0.0
     for part in slices:
         rows = whole_N[part.rows] if len(part.rows) else np.array([2])
-        widths = rows if part.packs else np.full(len(rows), rows.max())
-        slots, pairs = slots + widths.sum(), pairs + np.square(widths, dtype=float).sum()
-    return Volume(epochs * len(slices), epochs * float(slots), epochs * float(pairs))
+        if part.layout == "shared":
+            families = siblings.families(whole_N, part.rows)
+            rows = np.array([siblings.width(whole_N, family) for family in families])
+        widths = rows if part.layout == "packed" else np.full(len(rows), rows.max())
+        head = 6.0 * model.sizes.hidden * model.sizes.vocabulary
+        flops += model.work.of(widths).sum() + head * table.lengths_N[part.rows].sum()
+    epochs = config.learner.algorithm.epochs
+    return Volume(epochs * len(slices), epochs * float(flops))
 
 
 # -- measured -------------------------------------------------------------------------------------
@@ -92,8 +115,7 @@ class Constants:
     per_completion: float
     per_update: float
     per_micro_batch: float
-    per_slot: float
-    per_pair: float
+    per_flop: float
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
@@ -112,8 +134,8 @@ class Constants:
 class Measured:
     """Costs of the machine that the constants were measured on, for any recipe of that model."""
 
-    def __init__(self, constants: Constants, config: RunConfig, work: Work) -> None:
-        self._of, self._config, self._work = constants, config, work
+    def __init__(self, constants: Constants, config: RunConfig, model: Model) -> None:
+        self._of, self._config, self._model = constants, config, model
         self.latency, self.per_step = constants.latency, constants.per_step
         self.push, self.pause = constants.push, constants.pause
         self.overlap = constants.overlap
@@ -125,10 +147,10 @@ class Measured:
         tokens = running * self._of.per_decoded_token + context * self._of.per_context_token
         return self._of.per_decode_step + tokens
 
-    def update(self, prompts_N: np.ndarray, lengths_N: np.ndarray) -> float:
-        of, found = self._of, volume(self._config, prompts_N, lengths_N, self._work)
+    def update(self, table: Shape) -> float:
+        of, found = self._of, volume(self._config, self._model, table)
         seconds = of.per_update + found.micro_batches * of.per_micro_batch
-        return seconds + found.slots * of.per_slot + found.pairs * of.per_pair
+        return seconds + found.flops * of.per_flop
 
 
 # -- modelled -------------------------------------------------------------------------------------
@@ -165,42 +187,38 @@ BYTES = 2
 class Modelled:
     """Costs of a cluster of GPUs that is not at hand."""
 
-    def __init__(self, gpu: Gpu, model: Architecture, config: RunConfig, work: Work) -> None:
-        self._gpu, self._model, self._config, self._work = gpu, model, config, work
+    def __init__(self, gpu: Gpu, config: RunConfig, model: Model) -> None:
+        self._gpu, self._config, self._model, self._sizes = gpu, config, model, model.sizes
         self._width = config.sampler.tensor_parallel
-        weights = BYTES * model.parameters
+        weights = BYTES * model.sizes.parameters
         self.latency, self.per_step, self.overlap = 0.05, 0.05, 1.0
         self.push = weights / (gpu.link * SENDS)
         self.pause = weights / (gpu.network * SENDS)
 
     def prefill(self, tokens: int, completions: int) -> float:
-        flops = 2.0 * self._model.parameters * tokens
+        flops = 2.0 * self._sizes.parameters * tokens
         return flops / (self._width * self._gpu.flops * COMPUTES)
 
     def decode(self, running: int, context: float) -> float:
-        read = BYTES * self._model.parameters + context * kv_bytes(self._model)
+        read = BYTES * self._sizes.parameters + context * kv_bytes(self._sizes)
         moved = read / (self._width * self._gpu.bandwidth * DECODES)
-        flops = 2.0 * self._model.parameters * running
+        flops = 2.0 * self._sizes.parameters * running
         return max(moved, flops / (self._width * self._gpu.flops * COMPUTES)) + HOST
 
-    def update(self, prompts_N: np.ndarray, lengths_N: np.ndarray) -> float:
-        """6 FLOPs per weight and token, and attention; recomputing activations is a third more, a
-        forward pass for an anchor or a reference another each. Then ZeRO's traffic and AdamW."""
-        found, learner = (
-            volume(self._config, prompts_N, lengths_N, self._work),
-            self._config.learner,
-        )
-        of_attention = 6.0 * self._model.layers * self._model.hidden * found.pairs
-        flops = 6.0 * self._model.parameters * found.slots + of_attention
+    def update(self, table: Shape) -> float:
+        """Recomputing activations is a third more FLOPs, a forward pass for an anchor or a
+        reference another each. Then ZeRO's traffic and AdamW."""
+        learner = self._config.learner
+        found = volume(self._config, self._model, table)
         looks = (learner.algorithm.anchor == "recomputed") + (learner.algorithm.kl.coef > 0)
-        flops *= 1 + (self._config.model.gradient_checkpointing + looks) / 3
-        seconds = flops / (self._gpu.flops * TRAINS)
-        weights, ranks = BYTES * self._model.parameters, learner.ranks
+        more = 1 + (self._config.model.gradient_checkpointing + looks) / 3
+        seconds = found.flops * more / (self._gpu.flops * TRAINS)
+        weights, ranks = BYTES * self._sizes.parameters, learner.ranks
         if ranks > 1:
             passes = 3 * found.micro_batches if learner.zero.stage == 3 else 2
             seconds += passes * weights / (self._gpu.network * SENDS)
         shard = 1 if learner.zero.stage == 0 else ranks
-        return seconds + 30.0 * self._model.parameters / shard / self._gpu.bandwidth
+        return seconds + 30.0 * self._sizes.parameters / shard / self._gpu.bandwidth
 
 
 def kv_bytes(model: Architecture) -> float:

@@ -15,7 +15,6 @@ from cluster.run import Run
 from rewards import Score
 from rollout import Completion, Prompt, ScoredGroup
 from rollout.sampler import sample_seed
-from rollout.schema import to_table
 
 
 async def train(run: Run) -> None:
@@ -32,12 +31,7 @@ async def train(run: Run) -> None:
             with run.timed("rollout"):
                 groups = await run.take()
             metrics = check(run, groups, version=step)
-            table = to_table(
-                groups,
-                step=step + 1,
-                run=run.config.name,
-                temperature=run.config.sampler.sampling.temperature,
-            )
+            table = run.table(groups, step=step + 1)
             run.ledger.record(step + 1, table)
             metrics |= await run.update(table)
             run.ledger.commit(step + 1, groups)
@@ -130,13 +124,14 @@ async def sample(run: Run, ticket: int, prompt: Prompt, *, start: int) -> tuple[
         sample_seed(str(run.config.seed), prompt.id, ticket, sample)
         for sample in range(start, start + run.config.sampler.group_size)
     ]
-    sampling = run.config.sampler.sampling
+    sampling, load = run.config.sampler.sampling, run.lengths.expected(prompt)
     while True:
-        completions = await run.samplers.call("generate", prompt, sampling, seeds)
+        completions = await run.samplers.call("generate", prompt, sampling, seeds, load=load)
         if completions and run.algorithm.greedy:  # one more, the baseline, which is not trained
             greedy = await run.samplers.call("generate", prompt, sampling, [])
             completions = greedy and (*completions, *greedy)
         if completions:
+            run.lengths.saw(prompt, completions)
             return completions
 
 

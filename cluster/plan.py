@@ -10,10 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from cluster.config import RunConfig
-from cluster.costs import BYTES, GPUS, Constants, Costs, Gpu, Measured, Modelled, kv_bytes
+from cluster.costs import (
+    BYTES,
+    GPUS,
+    Constants,
+    Gpu,
+    Measured,
+    Model,
+    Modelled,
+    Shape,
+    kv_bytes,
+)
 from cluster.simulate import Forecast, Workload, simulate
 from learner.memory import Architecture, activations, frozen, states
-from learner.packing import Work
+from learner.packing import Work, can_pack, can_share
 
 ROOM = 0.9
 """Share of a GPU's memory that weights, caches and activations may fill."""
@@ -40,7 +50,7 @@ class Split:
         return f"{self.config.learner.ranks} learners + {sampler.replicas}{width} samplers"
 
 
-def architecture(path: str) -> tuple[Architecture, Work]:
+def describe(path: str) -> Model:
     """Sizes of a model, without its weights. Raises ValueError when there is none."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -60,7 +70,7 @@ def architecture(path: str) -> tuple[Architecture, Work]:
     text = config.get_text_config()
     heads = text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    found = Architecture(
+    sizes = Architecture(
         parameters=sum(p.numel() for p in model.parameters()),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
@@ -68,7 +78,7 @@ def architecture(path: str) -> tuple[Architecture, Work]:
         kv=size * (getattr(text, "num_key_value_heads", None) or heads),
         vocabulary=text.vocab_size,
     )
-    return found, Work.of_model(config)
+    return Model(sizes, Work.of_model(config), packs=can_pack(config), shares=can_share(config))
 
 
 def workload(config: RunConfig, *, like: str, mean_length: float) -> tuple[Workload, str]:
@@ -139,43 +149,38 @@ MOST = 6
 
 
 def best_first(
-    config: RunConfig, model: Architecture, work: Work, load: Workload, *, gpu: Gpu, gpus: int
+    config: RunConfig, model: Model, load: Workload, *, gpu: Gpu, gpus: int
 ) -> list[Split]:
     """The splits of `gpus` GPUs, quickest first. Raises ValueError when there is none."""
-    candidates = splits(config, model, gpu, gpus)
+    candidates = splits(config, model.sizes, gpu, gpus)
     if not candidates:
         rows = config.schedule.groups_per_step * config.sampler.group_size
         raise ValueError(
             f"{gpus} GPUs cannot be split into learner ranks that divide the {rows} rows of a step "
             f"and samplers of {config.sampler.tensor_parallel} GPUs each: change one of them"
         )
-    nearest = sorted(candidates, key=lambda c: _bottleneck(c, model, work, load, gpu))[:MOST]
-    found = [_looked_at(c, model, work, load, gpu) for c in nearest]
+    nearest = sorted(candidates, key=lambda c: _bottleneck(c, model, load, gpu))[:MOST]
+    found = [_looked_at(c, model, load, gpu) for c in nearest]
     return sorted(found, key=lambda s: s.forecast.step_seconds if s.forecast else float("inf"))
 
 
-def _bottleneck(
-    config: RunConfig, model: Architecture, work: Work, load: Workload, gpu: Gpu
-) -> float:
+def _bottleneck(config: RunConfig, model: Model, load: Workload, gpu: Gpu) -> float:
     """Seconds of a step of whoever is slower, samplers or learner, if nobody ever waited."""
-    costs: Costs = Modelled(gpu, model, config, work)
-    schedule, sampler = config.schedule, config.sampler
-    rows = schedule.groups_per_step * sampler.group_size
+    costs, sampler = Modelled(gpu, config, model), config.sampler
+    rows = config.schedule.groups_per_step * sampler.group_size
     running = min(sampler.max_running, max(1, rows // sampler.replicas))
     context = running * (load.prompts[0] + load.mean_length / 2)
     sampling = rows * load.mean_length * costs.decode(running, context) / running / sampler.replicas
-    lengths_N = np.resize(np.concatenate([np.array(g) for g in load.lengths]), rows)
-    learning = costs.update(np.full(rows, load.prompts[0]), lengths_N)
+    groups_N = np.arange(rows) // sampler.group_size
+    lengths_N = np.resize(np.concatenate([np.array(group) for group in load.lengths]), rows)
+    learning = costs.update(Shape(groups_N, np.full(rows, load.prompts[0]), lengths_N))
     return max(sampling, learning)
 
 
-def _looked_at(
-    config: RunConfig, model: Architecture, work: Work, load: Workload, gpu: Gpu
-) -> Split:
-    learner, sampler = learner_bytes(config, model), sampler_bytes(config, model, load)
+def _looked_at(config: RunConfig, model: Model, load: Workload, gpu: Gpu) -> Split:
+    learner, sampler = learner_bytes(config, model.sizes), sampler_bytes(config, model.sizes, load)
     fits = max(learner, sampler) <= ROOM * gpu.memory
-    costs = Modelled(gpu, model, config, work)
-    forecast = simulate(config, costs, load) if fits else None
+    forecast = simulate(config, Modelled(gpu, config, model), load) if fits else None
     return Split(config, learner / GIB, sampler / GIB, forecast)
 
 
@@ -206,9 +211,9 @@ def of_gpus(
     known of it, and where nothing fits."""
     if gpu not in GPUS:
         raise ValueError(f"--gpu {gpu} is not known; there are {', '.join(GPUS)}")
-    model, work = architecture(config.model.path)
+    model = describe(config.model.path)
     load, told = workload(config, like=like, mean_length=mean_length)
-    found = best_first(config, model, work, load, gpu=GPUS[gpu], gpus=gpus)
+    found = best_first(config, model, load, gpu=GPUS[gpu], gpus=gpus)
     if found[0].forecast is None:
         needs = max(found[0].learner_gib, found[0].sampler_gib)
         raise ValueError(
@@ -220,7 +225,8 @@ def of_gpus(
     best = found[0].config
     return "\n".join(
         [
-            f"{config.model.path}: {model.parameters / 1e9:.2f} billion parameters on {gpus} {gpu}",
+            f"{config.model.path}: {model.sizes.parameters / 1e9:.2f} billion parameters",
+            f"cluster: {gpus} {gpu}",
             f"lengths: {told}",
             TIMES + MEMORY,
             *(times(split.devices, split.forecast) + memory(split) for split in found),
@@ -235,7 +241,7 @@ def of_gpus(
 def of_this(config: RunConfig, *, constants: Path, like: str = "", mean_length: float = 0.0) -> str:
     """The plan for the machine that the constants were measured on: the recipe's own samplers and
     learner under several schedules. Raises ValueError as the others do."""
-    _, work = architecture(config.model.path)
+    model = describe(config.model.path)
     load, told = workload(config, like=like, mean_length=mean_length)
     of = Constants.read(constants)
     lines = [f"constants: {constants}", f"lengths: {told}", TIMES]
@@ -245,6 +251,6 @@ def of_this(config: RunConfig, *, constants: Path, like: str = "", mean_length: 
         schedule = config.schedule.model_copy(update=changes)
         shaped = config.model_copy(update={"schedule": schedule})
         mark = " (the recipe's)" * (bound == config.schedule.max_staleness)
-        forecast = simulate(shaped, Measured(of, shaped, work), load)
+        forecast = simulate(shaped, Measured(of, shaped, model), load)
         lines.append(times(f"max_staleness={bound}{mark}", forecast))
     return "\n".join(lines)

@@ -59,7 +59,8 @@ async def _answer(ref: Any) -> Any:
 
 
 class Pool:
-    """Actors that do the same thing. A call goes to the one with the fewest calls under way.
+    """Actors that do the same thing. A call goes to the one with the least load under way: as many
+    calls, where nobody says that one of them weighs more.
 
     With `restart`, a member that dies is replaced and its call is made once more; without, its
     death is the caller's error.
@@ -78,33 +79,33 @@ class Pool:
         self._restart = restart
         self.restarts = 0
         self.members: list[ActorHandle] = []
-        self._busy: list[int] = []
+        self._busy: list[float] = []
         self.adopt(members)
 
     def adopt(self, members: Sequence[ActorHandle]) -> None:
         self.members = list(members)
-        self._busy = [0] * len(members)
-        self._idlest = [(0, index) for index in range(len(members))]
+        self._busy = [0.0] * len(members)
+        self._idlest = [(0.0, index) for index in range(len(members))]
 
-    async def call(self, method: str, *args: Any) -> Any:
+    async def call(self, method: str, *args: Any, load: float = 1.0) -> Any:
         """The result of one call on the least busy member."""
         try:
-            return await self._call_once(method, *args)
+            return await self._call_once(method, *args, load=load)
         except RayError as error:
             if self._restart is None or not isinstance(error, DEATHS):
                 raise explain(error, f"{self.name}, {method}") from error
         try:
-            return await self._call_once(method, *args)
+            return await self._call_once(method, *args, load=load)
         except RayError as error:
             raise explain(error, f"{self.name}, {method}, second try") from error
 
-    async def _call_once(self, method: str, *args: Any) -> Any:
+    async def _call_once(self, method: str, *args: Any, load: float) -> Any:
         index = self._least_busy()
-        self._count(index, 1)
+        self._count(index, load)
         try:
             return await self._under_way(index, method, *args)
         finally:
-            self._count(index, -1)
+            self._count(index, -load)
 
     def _least_busy(self) -> int:
         """A heap, so that the thousandth member costs no more than the tenth. What it says of a
@@ -113,7 +114,7 @@ class Pool:
             heapq.heappop(self._idlest)
         return self._idlest[0][1]
 
-    def _count(self, index: int, change: int) -> None:
+    def _count(self, index: int, change: float) -> None:
         self._busy[index] += change
         if len(self._idlest) > 4 * len(self._busy) + 64:  # what is out of date goes
             self._idlest = [(busy, member) for member, busy in enumerate(self._busy)]

@@ -21,6 +21,7 @@ from cluster.device import Device
 from cluster.evaluate import evaluate
 from cluster.inputs import Inputs
 from cluster.ledger import Ledger
+from cluster.lengths import Lengths
 from cluster.metrics import MetricsWriter
 from cluster.placement import Fleet, Shape
 from cluster.pool import ask_all
@@ -30,8 +31,14 @@ from cluster.window import Window, WindowState
 from learner.algorithms import build
 from rewards import Score
 from rollout import Completion, Group, Prompt, ScoredGroup
+from rollout.schema import to_table
 from rollout.steps import step_tokens
 from rollout.types import Steps
+
+
+def part_sizes(count: int, parts: int) -> list[int]:
+    """As equal as can be, the larger ones first."""
+    return [count // parts + (number < count % parts) for number in range(parts)]
 
 
 def calm_collector() -> None:
@@ -77,9 +84,11 @@ class Run:
         self.headline = next(iter(config.rewards.verifiers))
         """The part of the reward that a run is judged by: the first verifier listed."""
         self.window: Window
+        self.lengths = Lengths()
         self.seconds: dict[str, float] = {}
         self._lap: dict[str, float] = {}
         """Seconds per phase since the last logged step; `seconds` counts from the first."""
+        self._looks: list[asyncio.Task[None]] = []
         self._evaluation: asyncio.Task[None] | None = None
         self.evaluations: dict[int, dict[str, float]] = {}
         self.examples: dict[int, str] = {}
@@ -167,7 +176,13 @@ class Run:
         watching = asyncio.create_task(self._watch_window(count))
         try:
             async with asyncio.timeout(self.config.cluster.step_timeout):
-                return await self.window.take(count)
+                groups: list[ScoredGroup] = []
+                for size in part_sizes(count, self.config.schedule.parts):
+                    part = await self.window.take(size)
+                    if size < count:
+                        self._looks.append(asyncio.create_task(self._look(part)))
+                    groups += part
+                return groups
         except TimeoutError:
             raise RuntimeError(
                 f"no {count} groups within {self.config.cluster.step_timeout:.0f} s: "
@@ -176,6 +191,14 @@ class Run:
             ) from None
         finally:
             watching.cancel()
+
+    async def _look(self, groups: list[ScoredGroup]) -> None:
+        table = self.table(groups, step=self.window.version + 1)
+        await self.learners.all("look", ray.put(table))
+
+    def table(self, groups: list[ScoredGroup], *, step: int) -> pa.Table:
+        temperature = self.config.sampler.sampling.temperature
+        return to_table(groups, step=step, run=self.config.name, temperature=temperature)
 
     async def _watch_window(self, count: int) -> None:
         before = self.sampled_groups - self.window.num_ready
@@ -192,6 +215,8 @@ class Run:
         bound = self.config.schedule.max_staleness if self.inputs.prompts is not None else None
         try:
             with self.timed("update"):
+                looks, self._looks = self._looks, []
+                await asyncio.gather(*looks)
                 reports = await self.learners.all("update", ray.put(table), bound)
         finally:
             watching.cancel()

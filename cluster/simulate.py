@@ -22,7 +22,7 @@ import numpy as np
 
 from cluster import loop
 from cluster.config import RunConfig
-from cluster.costs import Costs
+from cluster.costs import Costs, Shape
 from cluster.ledger import Ledger
 from cluster.pool import Pool
 from cluster.run import Run
@@ -32,7 +32,7 @@ from learner.algorithms import build
 from rewards import Score
 from rollout import Completion, Prompt
 from rollout.config import InFlight
-from rollout.schema import read_table
+from rollout.schema import read_table, to_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class VirtualSampler:
         """Tokens whose keys and values are to be computed anew"""
         self._numbers = itertools.count()
         self._changed = asyncio.Event()
-        self._idle, self._still = asyncio.Event(), asyncio.Event()
+        self._idle, self._still, self._turn = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._paused = False
         self.version = 0
         self.busy = 0.0
@@ -190,6 +190,13 @@ class VirtualSampler:
         self._stale = 0 if self._keeps_kv else self._context
         self._changed.set()
 
+    async def scored(self) -> None:
+        """A few tokens that are only scored: they are in the next step's batch."""
+        if self._running or self._waiting:
+            self._changed.set()
+            self._turn.clear()
+            await self._turn.wait()
+
     def nudge(self) -> None:
         """Another speed from here on."""
         self._changed.set()
@@ -214,6 +221,7 @@ class VirtualSampler:
                 await self._decode()
                 self.busy += running * (now() - began)
             self._both.sampling -= 1
+            self._turn.set()
 
     @property
     def _slower(self) -> float:
@@ -278,6 +286,7 @@ class VirtualRun:
         ]
         self.samplers = Pool("sampler", self.engines, seconds=1e12)  # type: ignore[arg-type]
         self.scoring = SimpleNamespace(score=self._score)
+        self.lengths = SimpleNamespace(expected=self._expected, saw=lambda *_: None)
         self.algorithm = build(config.learner.algorithm)
         self.inputs = SimpleNamespace(prompts=SimpleNamespace(at=load.prompt), tokenizer=None)
         self.ledger = Ledger(folder, keep_rollouts=False)
@@ -300,6 +309,10 @@ class VirtualRun:
         known = self._load.rewards[int(prompt.extra)]
         return [Score(reward=known[i % len(known)], parts={}) for i, _ in enumerate(completions)]
 
+    def _expected(self, prompt: Prompt) -> float:
+        """As after an epoch; a completion's own arrays do not tell its length here."""
+        return statistics.fmean(self._load.lengths[int(prompt.extra)]) / self._load.mean_length
+
     async def restore(self) -> int:
         self._working = [asyncio.create_task(engine.work()) for engine in self.engines]
         return 0
@@ -312,16 +325,20 @@ class VirtualRun:
         for engine in self.engines:
             engine.version = version
             engine.resume()
+        await asyncio.gather(*(engine.scored() for engine in self.engines))  # the canary
         return {}
+
+    def table(self, groups: list[Any], *, step: int) -> Any:
+        return to_table(groups, step=step, run=self.config.name, temperature=1.0)
 
     async def take(self) -> list[Any]:
         return await self.window.take(self.config.schedule.groups_per_step)
 
     async def update(self, table: Any) -> dict[str, float]:
         lengths_N = np.array([ids[0] for ids in table["completion_ids"].to_pylist()])
-        tickets = table["group_id"].to_pylist()
-        prompts_N = np.array([self._load.prompts[int(self._load.prompt(t).extra)] for t in tickets])
-        await self._learn(self._costs.update(prompts_N, lengths_N))
+        prompts_N = np.array([self._load.prompts[int(i)] for i in table["extra"].to_pylist()])
+        shape = Shape(table["group_id"].to_numpy(), prompts_N, lengths_N)
+        await self._learn(self._costs.update(shape))
         return {}
 
     async def _learn(self, seconds: float) -> None:

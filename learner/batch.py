@@ -12,7 +12,7 @@ row in BT.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,16 @@ import torch
 from torch import Tensor
 
 from learner.objectives import Counts
-from learner.packing import WORTH_PACKING, Work, balanced, by_length, layout, padding
+from learner.packing import (
+    WORTH_PACKING,
+    WORTH_SHARING,
+    Siblings,
+    Work,
+    balanced,
+    by_length,
+    layout,
+    padded_work,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +67,10 @@ class Rows:
     @property
     def lengths_N(self) -> np.ndarray:
         return np.array([len(t) for t in self.tokens])
+
+    @property
+    def siblings(self) -> Siblings:
+        return Siblings(self.groups_N, self.prompt_lengths_N)
 
 
 def read_rows(table: pa.Table, *, mask_truncated: bool = False, judged_steps: bool = False) -> Rows:
@@ -174,6 +187,11 @@ def minibatches(groups_N: np.ndarray, count: int, *, seed: tuple[int, ...]) -> l
     return [np.flatnonzero(np.isin(groups_N, part)) for part in parts]
 
 
+Layout = Literal["padded", "packed", "shared"]
+"""Each sequence in a row of its own; several behind each other; siblings behind one copy of their
+prompt."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slice:
     """One micro-batch of the plan."""
@@ -184,8 +202,7 @@ class Slice:
     positions: int
     """Most trained positions of this micro-batch on any rank: all ranks cut their logits into the
     same number of chunks."""
-    packs: bool = False
-    """Its sequences may share rows."""
+    layout: Layout = "padded"
 
 
 def plan(
@@ -196,26 +213,45 @@ def plan(
     ranks: int,
     micro_batch_tokens: int,
     work: Work | None = None,
+    siblings: Siblings | None = None,
 ) -> list[list[Slice]]:
     """Which of the chosen rows each rank takes together: `plan[rank][k]`, as many k on every rank.
 
-    Rows of like length share a micro-batch. Given the `work` of a model that can pack, and where
-    padding would cost more than packing does, sequences share rows instead, and micro-batches are
-    balanced by it. Rows without a trained token are left out.
+    Rows of like length share a micro-batch. Given the `work` of a model that can pack, sequences
+    share rows where padding would cost more than that does, and micro-batches are balanced by it;
+    given the `siblings` of one that takes masks, they share their prompt where it is long enough.
+    Rows without a trained token are left out.
     """
     useful = chosen[sizes_N[chosen] > 0]
     per_rank = by_length(lengths_N, useful, ranks=ranks, budget=micro_batch_tokens)
-    packs = False
-    if work is not None and padding(per_rank, lengths_N, work) > WORTH_PACKING:
-        packs = True
-        per_rank = balanced(lengths_N, useful, ranks=ranks, budget=micro_batch_tokens, work=work)
+    stands: Layout = "padded"
+    if work is not None:
+        padded = padded_work(per_rank, lengths_N, work)
+        packed = WORTH_PACKING * float(work.of(lengths_N[useful]).sum())
+        if packed < padded:
+            stands, padded = "packed", packed
+        if siblings is not None and len(useful):
+            families = siblings.families(lengths_N, useful)
+            widths = np.array([siblings.width(lengths_N, family) for family in families])
+            every = np.arange(len(families))
+            by_family = by_length(widths, every, ranks=ranks, budget=micro_batch_tokens)
+            if WORTH_SHARING * padded_work(by_family, widths, work) < padded:
+                stands = "shared"
+                per_rank = [
+                    [np.concatenate([families[i] for i in batch]) for batch in batches]
+                    for batches in by_family
+                ]
+        if stands == "packed":
+            per_rank = balanced(
+                lengths_N, useful, ranks=ranks, budget=micro_batch_tokens, work=work
+            )
     count = max(1, max(len(batches) for batches in per_rank))
     nothing = np.empty(0, dtype=np.int64)
     for batches in per_rank:
         batches.extend([nothing] * (count - len(batches)))
     most = [max(int(sizes_N[batches[k]].sum()) for batches in per_rank) for k in range(count)]
     return [
-        [Slice(batch, max(1, most[k]), packs) for k, batch in enumerate(batches)]
+        [Slice(batch, max(1, most[k]), stands) for k, batch in enumerate(batches)]
         for batches in per_rank
     ]
 
@@ -226,9 +262,9 @@ class Tokens:
     token at t + 1.
 
     BT is what the model sees, ST what everybody else does: a row per sequence. They are the same
-    where each sequence has a row of its own. There is no attention mask: under causal attention
-    nothing real looks at padding on its right, and sequences that share a row are told apart by
-    position ids that begin anew.
+    where each sequence has a row of its own. Only siblings that share a prompt need an attention
+    mask: under causal attention nothing real looks at padding on its right, and sequences that
+    stand behind each other are told apart by position ids that begin anew.
     """
 
     tokens_BT: Tensor
@@ -239,6 +275,16 @@ class Tokens:
     position_ids_BT: Tensor | None = None
     places_ST: Tensor | None = None
     """int64: where in the flattened BT; both None where each sequence has its own row"""
+    kin_BT: Tensor | None = None
+    """int64: 0 on a prompt that the row's sequences share, then the number of the sequence"""
+
+    @property
+    def mask_B1TT(self) -> Tensor | None:
+        """bool: who sees whom, where siblings share a prompt."""
+        if self.kin_BT is None:
+            return None
+        asks, seen = self.kin_BT[:, None, :, None], self.kin_BT[:, None, None, :]
+        return ((asks == seen) | (seen == 0)).tril()
 
     @property
     def targets_BT(self) -> Tensor:
@@ -274,6 +320,7 @@ def ask(policy: Callable[..., Any], batch: Tokens, positions: int) -> tuple[Tens
         batch.targets_BT,
         positions=positions,
         position_ids=batch.position_ids_BT,
+        attention_mask=batch.mask_B1TT,
     )
     return batch.per_sequence(logp_BT), batch.per_sequence(entropy_BT)
 
@@ -287,9 +334,11 @@ def collate(
     work: Work | None = None,
     budget: int = 1 << 60,
     varlen: bool = False,
+    shares: bool = False,
 ) -> Tokens:
-    """With `work`, sequences share rows where that is less work, on `budget` slots if they fit. An
-    empty batch becomes one row of padding that trains nothing."""
+    """With `work`, sequences share rows where that is less work, on `budget` slots if they fit;
+    with `shares`, siblings share their prompt. An empty batch becomes one row of padding that
+    trains nothing."""
     lengths = [len(rows.tokens[row]) for row in batch]
     longest = max([2, *lengths])
     shape_ST = (max(1, len(batch)), longest)
@@ -302,6 +351,8 @@ def collate(
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
+    if shares and lengths:
+        return _shared(rows, trains_ST, np.asarray(batch), tuple(spans), tensor)
     alone = [[index] for index in range(len(batch))]
     stands = alone
     if work is not None and lengths:
@@ -335,4 +386,47 @@ def collate(
         tuple(spans),
         tensor(position_ids_BT),
         tensor(places_ST),
+    )
+
+
+def _shared(
+    rows: Rows,
+    trains_ST: np.ndarray,
+    batch: np.ndarray,
+    spans: tuple[tuple[int, int, int], ...],
+    tensor: Callable[[np.ndarray], Tensor],
+) -> Tokens:
+    """Each family in a row: its prompt but for the last token, then, for each sibling, that token
+    and the completion."""
+    siblings, lengths_N = rows.siblings, rows.lengths_N
+    families = siblings.families(lengths_N, batch)
+    shape_BT = (len(families), max(siblings.width(lengths_N, family) for family in families))
+    tokens_BT, position_ids_BT, kin_BT = (np.zeros(shape_BT, dtype=np.int64) for _ in range(3))
+    trains_BT = np.zeros(shape_BT, dtype=np.bool_)
+    places_ST = np.zeros(trains_ST.shape, dtype=np.int64)
+    index_of = {int(row): index for index, row in enumerate(batch)}
+    for at, family in enumerate(families):
+        before = int(rows.prompt_lengths_N[family[0]]) - 1
+        tokens_BT[at, :before] = rows.tokens[family[0]][:before]
+        position_ids_BT[at, :before] = np.arange(before)
+        start = before
+        for number, row in enumerate(family.tolist(), start=1):
+            index, length = index_of[row], len(rows.tokens[row])
+            end = start + length - before
+            tokens_BT[at, start:end] = rows.tokens[row][before:]
+            trains_BT[at, start:end] = trains_ST[index, before:length]
+            position_ids_BT[at, start:end] = np.arange(before, length)
+            kin_BT[at, start:end] = number
+            places_ST[index, :before] = at * shape_BT[1] + np.arange(before)
+            places_ST[index, before:length] = at * shape_BT[1] + np.arange(start, end)
+            start = end
+        kin_BT[at, start:] = len(family) + 1
+    return Tokens(
+        tensor(tokens_BT),
+        tensor(trains_BT),
+        tensor(trains_ST),
+        spans,
+        tensor(position_ids_BT),
+        tensor(places_ST),
+        tensor(kin_BT),
     )

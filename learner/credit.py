@@ -5,7 +5,8 @@ whole table, in float64, from columns that all ranks have: no collective, no ari
 driver's.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -26,6 +27,18 @@ class Looked:
     anchor: np.ndarray | None = None
     reference: np.ndarray | None = None
     value: np.ndarray | None = None
+
+
+def joined(parts: Sequence[Looked], *, width: int) -> Looked:
+    """Parts of a table as one; `width` is that of its longest completion."""
+
+    def stacked(name: str) -> np.ndarray | None:
+        arrays = [getattr(part, name) for part in parts]
+        if arrays[0] is None:
+            return None
+        return np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays])
+
+    return Looked(**{field.name: stacked(field.name) for field in fields(Looked)})
 
 
 def assign(

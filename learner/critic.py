@@ -17,11 +17,21 @@ class Critic(nn.Module):
         self.head = nn.Parameter(head_H1)
 
     def forward(
-        self, tokens_BT: Tensor, trains_BT: Tensor, *, position_ids: Tensor | None = None
+        self,
+        tokens_BT: Tensor,
+        trains_BT: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """value_BT in float32 where `trains_BT`, 0 elsewhere. Index t is the state in which the
         token at t + 1 is chosen."""
-        hidden_BTH = self.body(input_ids=tokens_BT, position_ids=position_ids, use_cache=False)[0]
+        hidden_BTH = self.body(
+            input_ids=tokens_BT,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+        )[0]
         value_BT = (hidden_BTH.float() @ self.head.float()).squeeze(-1)
         return value_BT * trains_BT.to(torch.float32)
 

@@ -31,13 +31,13 @@ from learner.batch import (
     read_rows,
 )
 from learner.config import LearnerConfig, ModelConfig, OptimConfig
-from learner.credit import Looked, assign
+from learner.credit import Looked, assign, joined
 from learner.critic import Critic, load_critic
 from learner.engine import Engine, Placement, join, leave
 from learner.loss import Loss
 from learner.model import Policy, export, load_model
 from learner.objectives import Counts
-from learner.packing import Work, can_pack
+from learner.packing import Work, can_pack, can_share
 from learner.reference import Reference, WithoutAdapters
 from learner.source import ZeroSource
 from learner.steering import Steering
@@ -87,6 +87,8 @@ class Learner:
         self._loss = Loss(self._algorithm, config, self._steering)
         self.version = 0
         self._progress = (0, 0)
+        self._ahead: list[tuple[np.ndarray, Looked]] = []
+        """Groups and answers of the parts of the next table that came early."""
         self._sender: Sender | None = None
         join(placement)
         self._model = load_model(
@@ -113,6 +115,7 @@ class Learner:
             self._critic = Engine(critic, config, placement, optim=self._critic_optim)
         packs = config.packing and all(map(can_pack, configs))
         self._work = Work.of_model(self._model.config) if packs else None
+        self._shares = packs and all(map(can_share, configs))
         self._varlen = all("flash" in (each._attn_implementation or "") for each in configs)
 
     def _build_reference(self) -> Reference | WithoutAdapters | None:
@@ -146,18 +149,13 @@ class Learner:
         still those of the step before.
         """
         started = time.perf_counter()
-        self._check_temperature(table)
         if max_staleness is not None:
             check_staleness(table, version=self.version, bound=max_staleness)
         config = self._config.algorithm
-        rows = read_rows(
-            table,
-            mask_truncated=config.mask_truncated,
-            judged_steps=self._algorithm.judged_steps,
-        )
+        rows = self._read(table)
         targets, metrics = assign(
             rows,
-            self._look(rows),
+            self._looked(rows),
             algorithm=self._algorithm,
             config=config,
             kl_coef=self._steering.kl_coef,
@@ -194,6 +192,30 @@ class Learner:
         seconds = time.perf_counter() - started
         metrics["learner/tokens_per_s"] = float(rows.lengths_N.sum()) * config.epochs / seconds
         return StepReport(version=self.version, metrics=metrics)
+
+    def look(self, table: pa.Table) -> None:
+        """Ask the models about a part of the next table, while the rest of it is sampled. The parts
+        come in the order of its rows."""
+        rows = self._read(table)
+        self._ahead.append((rows.groups_N, self._look(rows)))
+
+    def _looked(self, rows: Rows) -> Looked:
+        """What was asked ahead, put together; where nothing was, the models are asked now. Raises
+        RuntimeError when it was about other rows."""
+        ahead, self._ahead = self._ahead, []
+        if not ahead:
+            return self._look(rows)
+        if not np.array_equal(np.concatenate([groups_N for groups_N, _ in ahead]), rows.groups_N):
+            raise RuntimeError("the learner looked ahead at other rows than those of the table")
+        return joined([looked for _, looked in ahead], width=rows.mask_NT.shape[1])
+
+    def _read(self, table: pa.Table) -> Rows:
+        self._check_temperature(table)
+        return read_rows(
+            table,
+            mask_truncated=self._config.algorithm.mask_truncated,
+            judged_steps=self._algorithm.judged_steps,
+        )
 
     def _check_temperature(self, table: pa.Table) -> None:
         sampled_at = float((table.schema.metadata or {}).get(b"temperature", b"nan"))
@@ -233,6 +255,7 @@ class Learner:
             ranks=self._placement.ranks,
             micro_batch_tokens=self._config.micro_batch_tokens,
             work=self._work,
+            siblings=rows.siblings if self._shares else None,
         )
         return every[self._placement.rank]
 
@@ -268,7 +291,7 @@ class Learner:
         return self._engine.sum([total])[0]
 
     def _collate(self, rows: Rows, trains_NT: np.ndarray, part: Slice) -> Tokens:
-        work = self._work if part.packs else None
+        work = self._work if part.layout == "packed" else None
         return collate(
             rows,
             trains_NT,
@@ -277,14 +300,18 @@ class Learner:
             work=work,
             budget=self._config.micro_batch_tokens,
             varlen=self._varlen,
+            shares=part.layout == "shared",
         )
 
     @staticmethod
     def _values(critic: Engine, batch: Tokens) -> Tensor:
-        ids = batch.position_ids_BT
-        return batch.per_sequence(
-            critic.forward(batch.tokens_BT, batch.trains_BT, position_ids=ids)
+        value_BT = critic.forward(
+            batch.tokens_BT,
+            batch.trains_BT,
+            position_ids=batch.position_ids_BT,
+            attention_mask=batch.mask_B1TT,
         )
+        return batch.per_sequence(value_BT)
 
     def _step(self) -> tuple[float, float]:
         """Apply the gradients; the global norms of the policy's and of the critic's."""

@@ -41,16 +41,23 @@ class Policy(nn.Module):
         positions: int,
         temperature: float | None = None,
         position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(logp_BT, entropy_BT) in float32 where `trains_BT`, 0 elsewhere. The entropy carries
         a gradient only where it was asked for: it costs as much memory as the logits.
 
         `positions` is the largest number of trained positions on any rank: it fixes the number of
         chunks, because under ZeRO-3 each call of the head is a collective. `position_ids` tell
-        sequences apart that share a row.
+        sequences apart that share a row, an `attention_mask` [B, 1, T, T] those that share a
+        prompt.
         """
         decoder = self.model.get_decoder()
-        hidden_BTH = decoder(input_ids=tokens_BT, position_ids=position_ids, use_cache=False)[0]
+        hidden_BTH = decoder(
+            input_ids=tokens_BT,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+        )[0]
         wanted_BT = trains_BT.clone()
         if not bool(wanted_BT.any()):
             wanted_BT[0, 0] = True  # a rank with nothing to say still runs the head

@@ -55,6 +55,51 @@ def can_pack(config: Any) -> bool:
     return config.get_text_config().model_type in PACKABLE
 
 
+WORTH_SHARING = 1.25
+"""Work that must be saved before siblings share their prompt: their attention needs a mask, which
+no kernel takes advantage of."""
+WIDEST = 8192
+"""Slots of a row in which siblings share a prompt: its mask has as many cells squared."""
+SHAREABLE = frozenset({"granite", "llama", "olmo2", "qwen2", "qwen3", "smollm3"})
+"""Model types whose attention is full and takes a mask of who sees whom; each is held against
+padded rows by `tests/test_packing.py`."""
+
+
+def can_share(config: Any) -> bool:
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
+    takes_masks = (config._attn_implementation or "sdpa") == "sdpa"
+    return text.model_type in SHAREABLE and not window and takes_masks
+
+
+@dataclass(frozen=True, slots=True)
+class Siblings:
+    """Rows that begin with the same prompt."""
+
+    groups_N: np.ndarray
+    prompts_N: np.ndarray
+    """Length of each row's prompt"""
+
+    def families(self, lengths_N: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
+        """The chosen rows, those together that can stand behind one copy of their prompt."""
+        found: list[np.ndarray] = []
+        for group in np.unique(self.groups_N[chosen]):
+            members: list[int] = []
+            for row in chosen[self.groups_N[chosen] == group].tolist():
+                if members and self.width(lengths_N, np.array([*members, row])) > WIDEST:
+                    found.append(np.array(members))
+                    members = []
+                members.append(row)
+            found.append(np.array(members))
+        return found
+
+    def width(self, lengths_N: np.ndarray, family: np.ndarray) -> int:
+        """Slots of a row that holds them: the prompt but for its last token, which each sibling
+        has for itself, since it predicts that sibling's first token."""
+        before = int(self.prompts_N[family[0]]) - 1
+        return before + int((lengths_N[family] - before).sum())
+
+
 def balanced(
     lengths_N: np.ndarray, chosen: np.ndarray, *, ranks: int, budget: int, work: Work
 ) -> list[list[np.ndarray]]:
@@ -113,11 +158,10 @@ def by_length(
     return [_cut(order[rank::ranks], lengths_N, budget) for rank in range(ranks)]
 
 
-def padding(per_rank: list[list[np.ndarray]], lengths_N: np.ndarray, work: Work) -> float:
-    """Work on padded micro-batches / work on their tokens."""
+def padded_work(per_rank: list[list[np.ndarray]], lengths_N: np.ndarray, work: Work) -> float:
+    """Of micro-batches of these rows, each as wide as its longest."""
     batches = [lengths_N[batch] for batches in per_rank for batch in batches if len(batch)]
-    padded = sum(len(lengths) * work.of(lengths.max()) for lengths in batches)
-    return float(padded / max(sum(work.of(lengths).sum() for lengths in batches), 1e-9))
+    return float(sum(len(lengths) * work.of(lengths.max()) for lengths in batches))
 
 
 def _cut(order: np.ndarray, lengths_N: np.ndarray, budget: int) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -65,6 +66,10 @@ class Sampler:
             queue.SimpleQueue()
         )
         self._pending: dict[str, tuple[_Pending, int]] = {}
+        """What the engine has: completions, `_decoding` in number, and prompts to be scored"""
+        self._line: deque[tuple[_Pending, int]] = deque()
+        """Completions that the engine has no room for yet"""
+        self._most, self._decoding = config.max_running, 0
         self._ids = itertools.count()
         self._keep_kv = config.keep_kv
         self._version = 0
@@ -90,7 +95,8 @@ class Sampler:
         return {
             "model": model,
             "max_model_len": max_model_len,
-            "max_num_seqs": config.max_running,
+            # One more than completions: what is scored after an update waits for none of them.
+            "max_num_seqs": config.max_running + 1,
             "tensor_parallel_size": config.tensor_parallel,
             "skip_tokenizer_init": True,
             # Logprobs of the distribution that was sampled from: after temperature.
@@ -121,6 +127,7 @@ class Sampler:
                 for output in self._engine.step():
                     if output.finished:
                         self._collect(output)
+                self._feed()
                 self._pause_if_ended()
             except BaseException as error:  # the engine is gone; say so to everybody who waits
                 self._fail(error)
@@ -159,10 +166,12 @@ class Sampler:
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
-        futures = [group.future for group, _ in self._pending.values()]
+        futures = [group.future for group, _ in (*self._pending.values(), *self._line)]
         futures += [future for _, future in self._held]
         futures += [self._pausing] if self._pausing else []
         self._pending.clear()
+        self._line.clear()
+        self._decoding = 0
         self._held, self._pausing = [], None
         for future in futures:
             if not future.done():
@@ -232,30 +241,47 @@ class Sampler:
             group = _Pending(
                 future, finish, token_ids, params, outputs, missing=len(params), may_end=may_end
             )
-            added: list[str] = []
-            try:
-                for index in range(len(params)):
-                    added.append(self._add(group, index))
-            except BaseException:  # all or none
-                for name in added:
-                    del self._pending[name]
-                self._engine.abort_request(added)
-                raise
+            if may_end:
+                self._line.extend((group, index) for index in range(len(params)))
+                self._feed()
+            else:
+                self._add(group, 0)
 
         return self._ask(add)
 
-    def _add(self, group: _Pending, index: int) -> str:
-        """Hand the engine one request of a group; the name it goes by there."""
+    def _feed(self) -> None:
+        """Hand the engine as many completions as it runs at once. None waits inside of it, so that
+        nobody has begun there under weights that are gone, and what is scored is next."""
+        while self._line and self._decoding < self._most and self._pausing is None:
+            group, index = self._line.popleft()
+            try:
+                self._add(group, index)
+            except Exception as error:  # all of its siblings or none
+                self._end([group])
+                group.future.set_exception(error)
+
+    def _end(self, groups: Sequence[_Pending]) -> None:
+        """Forget completions, those that are under way included."""
+        ended = {id(group) for group in groups}
+        names = [name for name, (group, _) in self._pending.items() if id(group) in ended]
+        self._engine.abort_request(names)
+        for name in names:
+            del self._pending[name]
+        self._decoding -= len(names)
+        self._line = deque(item for item in self._line if id(item[0]) not in ended)
+
+    def _add(self, group: _Pending, index: int) -> None:
         name = f"r{next(self._ids)}"
         given: dict[str, Any] = {"prompt_token_ids": group.token_ids}
         if self._keep_kv:  # the prefix cache outlives updates; what is salted is found under it
             given["cache_salt"] = f"version {self._version}"
         self._engine.add_request(name, given, group.params[index])
         self._pending[name] = (group, index)
-        return name
+        self._decoding += group.may_end
 
     def _collect(self, output: Any) -> None:
         group, index = self._pending.pop(output.request_id)
+        self._decoding -= group.may_end
         group.outputs[index] = output
         group.missing -= 1
         if group.missing > 0:
@@ -288,7 +314,7 @@ class Sampler:
         """Stop between two tokens. New prompts are accepted and wait.
 
         Running completions are frozen, or end before the pause begins, or are aborted: then their
-        callers get no completion at all.
+        callers get no completion at all. Those that wait in line go on waiting.
         """
 
         def pause(future: Future) -> None:
@@ -317,13 +343,11 @@ class Sampler:
         future.set_result(None)
 
     def _abort(self) -> None:
-        """End every completion that is under way; prompts that are only scored stay."""
-        names = [name for name, (group, _) in self._pending.items() if group.may_end]
-        self._engine.abort_request(names)
-        for name in names:
-            group, _ = self._pending.pop(name)
-            if not group.future.done():  # the first of its siblings
-                group.future.set_result(())
+        """End every completion that is under way, and its siblings."""
+        begun = {id(group): group for group, _ in self._pending.values() if group.may_end}
+        self._end(list(begun.values()))
+        for group in begun.values():
+            group.future.set_result(())
 
     def resume(self) -> Future:
         """Go on. Keys and values of the frozen completions are computed anew and the prefix cache
@@ -340,6 +364,7 @@ class Sampler:
             for held in self._held:
                 self._queue.put(held)
             self._held = []
+            self._feed()
 
         return self._do(resume)
 
@@ -356,7 +381,9 @@ class Sampler:
     def _begin_anew(self, names: list[str]) -> None:
         """What they would find in the prefix cache is not of the weights of now."""
         self._engine.abort_request(names)
-        for group, index in [self._pending.pop(name) for name in names]:
+        again = [self._pending.pop(name) for name in names]
+        self._decoding -= sum(group.may_end for group, _ in again)
+        for group, index in again:
             self._add(group, index)
 
     def update(self, phase: Literal["init", "start", "update"], info: dict[str, Any]) -> Future:

@@ -13,7 +13,6 @@ import pyarrow as pa
 from learner.config import LearnerConfig, LoraConfig, ModelConfig
 from rollout.schema import read_table, write_table
 
-
 HEAVY = [
     "deepspeed.runtime.engine",
     "torch._inductor.compile_fx",

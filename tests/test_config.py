@@ -107,6 +107,8 @@ def test_a_missing_file_is_refused():
             "ppo learns from groups with uniform rewards",
         ),
         (["sampler.keep_kv=true", "schedule.in_flight=wait"], "leaves none: set it to keep"),
+        (["schedule.parts=2"], "the learner asks no model about the table"),
+        (["schedule.parts=64", "learner.algorithm.name=ppo"], "is more than schedule.groups_per"),
         (["schedule.max_group_size=12"], "is no multiple of sampler.group_size=8"),
         (["schedule.max_group_size=8"], "is no multiple of sampler.group_size=8 above"),
         (

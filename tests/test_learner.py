@@ -1,5 +1,6 @@
 """The learner on real DeepSpeed ranks over gloo: the same numbers however the work is split."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -500,6 +501,54 @@ def test_epochs_and_minibatches_make_one_version(tables: list[str], tiny: Path, 
         found.append(result)
     assert found[0][0] == found[1][0] == 1
     assert found[1][1] == 3 * found[0][1]
+
+
+def look_ahead(learner, paths: list[str], sizes: list[int]) -> list:
+    """Updates whose tables came in parts of so many groups; the metrics, and the weights."""
+    found = []
+    for path in paths:
+        table = read_table(Path(path))
+        starts = np.flatnonzero(np.diff(table["group_id"].to_numpy(), prepend=-1))
+        ends = np.append(starts, table.num_rows)[np.cumsum(sizes)] if sizes else []
+        for start, end in itertools.pairwise([0, *map(int, ends)]):
+            learner.look(table.slice(start, end - start))
+        metrics = learner.update(table).metrics
+        found.append({name: value for name, value in metrics.items() if "per_s" not in name})
+    return [found, digest(learner)]
+
+
+def test_parts_of_a_table_may_be_looked_at_ahead(tables: list[str], tiny: Path, tmp_path: Path):
+    """What is asked of the models is the same up to the rounding of other micro-batches; and the
+    same to the bit when the parts are."""
+    config = {
+        "optim": {"lr": 1e-3},
+        "algorithm": {"name": "ppo", "anchor": "recomputed", "kl": {"coef": 0.05}},
+    }
+    found = {}
+    for name, sizes in {"whole": [], "parts": [2, 1, 1], "again": [2, 1, 1]}.items():
+        arguments = (tables[:3], sizes)
+        [found[name], other] = on_ranks(
+            look_ahead, tmp_path, *arguments, ranks=2, config=config, model=tiny / "model"
+        )
+        assert found[name] == other, "the ranks do not agree"
+    assert found["parts"] == found["again"]
+    for whole, parts in zip(found["whole"][0], found["parts"][0], strict=True):
+        assert parts == pytest.approx(whole, rel=1e-3, abs=1e-6)
+
+
+def look_elsewhere(learner, paths: list[str]) -> str:
+    ahead, table = (read_table(Path(path)) for path in paths)
+    learner.look(ahead)
+    with pytest.raises(RuntimeError) as error:
+        learner.update(table)
+    return str(error.value)
+
+
+def test_looking_at_other_rows_than_those_that_are_trained_is_an_error(
+    tables: list[str], tiny: Path, tmp_path: Path
+):
+    [said] = on_ranks(look_elsewhere, tmp_path, tables[:2], model=tiny / "model")
+    assert said == "the learner looked ahead at other rows than those of the table"
 
 
 def drift(learner, path: str) -> list[float]:

@@ -1,8 +1,10 @@
 """Micro-batches: each row once, like work everywhere, and packed sequences that do not see each
 other."""
 
+from dataclasses import replace
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,18 @@ from builders import group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.batch import ask, collate, read_rows
-from learner.packing import PACKABLE, Work, balanced, can_pack, layout
+from learner.batch import ask, collate, plan, read_rows
+from learner.packing import (
+    PACKABLE,
+    SHAREABLE,
+    WIDEST,
+    Work,
+    balanced,
+    can_pack,
+    can_share,
+    layout,
+)
+from rollout import ScoredGroup
 from rollout.schema import to_table
 
 CPU = torch.device("cpu")
@@ -119,6 +131,113 @@ def test_packed_sequences_give_the_logprobs_and_gradients_of_padded_ones(name: s
     assert int(packed.trains_BT.sum()) == int(padded.trains_BT.sum())
     for ours, theirs in zip(shared, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+def family(prompt: int, completions: tuple[int, ...], ticket: int = 0) -> ScoredGroup:
+    """A group with a prompt of this length."""
+    scored = group(
+        ticket, tuple(float(i % 2) for i in range(len(completions))), lengths=completions
+    )
+    inner = replace(scored.group, prompt=builders.prompt(ticket, length=prompt))
+    return replace(scored, group=inner)
+
+
+FAMILIES = [family(40, (6, 3, 9, 4), 0), family(25, (5, 5, 1, 8), 1), family(1, (7, 2), 2)]
+
+
+@pytest.mark.parametrize("name", sorted(SHAREABLE))
+def test_siblings_that_share_their_prompt_give_the_logprobs_and_gradients_of_padded_rows(name: str):
+    import transformers
+
+    from learner.model import Policy
+
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(kind(name))
+    assert can_share(model.config)
+    policy = Policy(model.eval(), temperature=1.0, logits_chunk=1 << 20)
+    rows = read_rows(to_table(FAMILIES, step=1, run="r", temperature=1.0))
+    order, found = np.array([8, 0, 4, 1, 5, 2, 9, 3, 6, 7]), []
+    for shares in (False, True):
+        batch = collate(rows, rows.trains_NT, order, CPU, shares=shares)
+        logp_ST, entropy_ST = ask(policy, batch, 1000)
+        weights = torch.linspace(-1, 1, logp_ST.numel()).reshape(logp_ST.shape)
+        policy.zero_grad()
+        (logp_ST * weights).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+        found.append((batch, logp_ST.detach(), entropy_ST.detach(), gradient))
+    (padded, *plain), (together, *shared) = found
+    assert together.tokens_BT.shape[0] == 3
+    assert int(together.trains_BT.sum()) == int(padded.trains_BT.sum())
+    for ours, theirs in zip(shared, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+def test_models_whose_attention_has_a_window_do_not_share():
+    import transformers as t
+
+    assert can_share(t.LlamaConfig()) and can_share(t.Qwen2Config(use_sliding_window=False))
+    assert not can_share(t.Qwen2Config(use_sliding_window=True, sliding_window=128))
+    assert not can_share(t.MistralConfig(sliding_window=128)) and not can_share(t.Gemma2Config())
+    assert not can_share(t.LlamaConfig(attn_implementation="flash_attention_2"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    prompts=st.lists(st.integers(1, 900), min_size=1, max_size=6),
+    completions=st.lists(st.integers(1, 60), min_size=1, max_size=8),
+    ranks=st.integers(1, 3),
+)
+def test_a_plan_holds_each_row_once_however_it_is_cut(
+    prompts: list[int], completions: list[int], ranks: int
+):
+    groups = [family(p, tuple(completions), i) for i, p in enumerate(prompts)]
+    rows = read_rows(to_table(groups, step=1, run="r", temperature=1.0))
+    sizes, everyone = rows.trains_NT.sum(axis=1), np.arange(len(rows.tokens))
+    budget = 2048
+    planned = plan(
+        sizes,
+        rows.lengths_N,
+        everyone,
+        ranks=ranks,
+        micro_batch_tokens=budget,
+        work=WORK,
+        siblings=rows.siblings,
+    )
+    taken = np.concatenate([part.rows for slices in planned for part in slices])
+    assert sorted(taken.tolist()) == everyone.tolist()
+    assert len({len(slices) for slices in planned}) == 1
+    for part in planned[0]:
+        batch = collate(rows, rows.trains_NT, part.rows, CPU, shares=part.layout == "shared")
+        assert sorted(row for row, *_ in batch.spans) == sorted(part.rows.tolist())
+        if part.layout == "shared" and len(part.rows):
+            assert batch.tokens_BT.shape[0] <= len(prompts)
+
+
+def test_siblings_share_a_prompt_that_is_long_and_no_short_one():
+    def layout_of(prompt: int, completion: int, size: int) -> str:
+        given = [family(prompt, (completion,) * size, ticket) for ticket in range(2)]
+        rows = read_rows(to_table(given, step=1, run="r", temperature=1.0))
+        [[part, *_]] = plan(
+            rows.trains_NT.sum(axis=1),
+            rows.lengths_N,
+            np.arange(2 * size),
+            ranks=1,
+            micro_batch_tokens=1 << 20,
+            work=Work(1.0, 1e-4),
+            siblings=rows.siblings,
+        )
+        return part.layout
+
+    assert layout_of(500, 50, 8) == "shared"
+    assert layout_of(30, 200, 8) == "padded"
+    assert layout_of(500, 50, 1) == "padded", "nobody to share with"
+
+
+def test_a_family_too_wide_for_a_mask_is_cut():
+    rows = read_rows(to_table([family(3000, (2000,) * 6)], step=1, run="r", temperature=1.0))
+    families = rows.siblings.families(rows.lengths_N, np.arange(6))
+    assert [len(family) for family in families] == [2, 2, 2]
+    assert all(rows.siblings.width(rows.lengths_N, f) <= WIDEST for f in families)
 
 
 def test_what_comes_before_a_sequence_in_its_row_changes_nothing():

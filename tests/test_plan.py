@@ -1,4 +1,4 @@
-"""The planner: its simulator keeps the loop's rules, its arithmetic the formulas, its words help."""
+"""The planner: its simulator keeps the loop's rules, its arithmetic the formulas."""
 
 import asyncio
 import json
@@ -12,9 +12,9 @@ from runs import cohort, small_recipe
 from cluster.calibrate import fitted
 from cluster.cli import main
 from cluster.config import RunConfig, load
-from cluster.costs import GPUS, Constants, Measured, Modelled, volume
-from cluster.plan import architecture, best_first, learner_bytes, splits
-from cluster.simulate import Workload, simulate
+from cluster.costs import GPUS, Constants, Measured, Model, Modelled, Shape, volume
+from cluster.plan import best_first, describe, learner_bytes, splits
+from cluster.simulate import VirtualRun, Workload, simulate
 from cluster.virtual import in_virtual_time
 from learner.memory import Architecture
 from learner.packing import Work
@@ -23,9 +23,10 @@ NOTHING = Constants(**dict.fromkeys(Constants.__dataclass_fields__, 0.0))
 PLAIN = replace(NOTHING, overlap=1.0, per_decode_step=1e-2, per_update=0.3, push=0.04, pause=0.01)
 """A decode step takes 10 ms, an update 300, a publish 50, and nothing else any time."""
 ALIKE = Workload(prompts=(10,), lengths=((20, 20),), rewards=((0.0, 1.0),))
-SEVEN = Architecture(
+SIZES = Architecture(
     parameters=7_600_000_000, layers=28, hidden=3584, intermediate=18944, kv=512, vocabulary=152064
 )
+SEVEN = Model(SIZES, Work(), packs=False, shares=False)
 
 
 def recipe(**options: object) -> RunConfig:
@@ -41,7 +42,7 @@ def recipe(**options: object) -> RunConfig:
 
 
 def seconds_of(config: RunConfig, constants: Constants = PLAIN, load: Workload = ALIKE) -> float:
-    return simulate(config, Measured(constants, config, Work()), load).step_seconds
+    return simulate(config, Measured(constants, config, SEVEN), load).step_seconds
 
 
 def test_virtual_time_turns_the_clock_and_waits_for_nothing():
@@ -65,7 +66,7 @@ def test_a_synchronous_step_is_the_sum_of_its_parts():
 
 def test_an_asynchronous_step_is_its_slower_side():
     ahead = recipe(**{"schedule.max_staleness": 2})
-    found = simulate(ahead, Measured(PLAIN, ahead, Work()), ALIKE)
+    found = simulate(ahead, Measured(PLAIN, ahead, SEVEN), ALIKE)
     assert found.step_seconds == pytest.approx(0.35), "the learner: update and publish"
     assert found.learner_idle == pytest.approx(0.05 / 0.35)
     assert found.staleness_max == 2.0
@@ -95,6 +96,17 @@ def test_what_becomes_of_completions_at_an_update_has_its_price(in_flight: str):
         assert found > seconds_of(keeps, replace(costs, per_prompt_token=0), load)
 
 
+def test_who_has_the_long_prompts_gets_fewer(monkeypatch: pytest.MonkeyPatch):
+    load = Workload.lognormal(prompt=10, mean=20, most=64, size=2)
+    config = recipe(**{
+        "sampler.max_running": 4, "sampler.replicas": 4, "schedule.groups_per_step": 32
+    })  # fmt: skip
+    costs = Measured(PLAIN, config, SEVEN)
+    by_length = simulate(config, costs, load, steps=40).step_seconds
+    monkeypatch.setattr(VirtualRun, "_expected", lambda *_: 1.0)
+    assert by_length < 0.99 * simulate(config, costs, load, steps=40).step_seconds
+
+
 def test_groups_without_signal_are_sampled_again_in_the_forecast_too():
     uniform = Workload(
         prompts=(10, 10), lengths=((20, 20), (20, 20)), rewards=((0.0, 1.0), (1.0, 1.0))
@@ -106,10 +118,11 @@ def test_groups_without_signal_are_sampled_again_in_the_forecast_too():
 def test_the_volume_of_an_update_is_what_the_learner_plans():
     config = recipe(**{"learner.micro_batch_tokens": 64, "learner.packing": "false"})
     prompts, lengths = np.full(4, 10), np.array([10, 22, 22, 10])
-    found = volume(config, prompts, lengths, Work())
-    # rows of 32 two by two, then those of 20 three in 64 slots: two
-    assert (found.micro_batches, found.slots) == (2, 2 * 32 + 2 * 20)
-    assert found.pairs == 2 * 32**2 + 2 * 20**2
+    found = volume(config, SEVEN, Shape(np.arange(4), prompts, lengths))
+    # Two rows of 32 slots, then two of 20; a logit takes 6 * hidden * vocabulary.
+    slots, logits = 2 * 32 + 2 * 20, 64
+    assert found.micro_batches == 2
+    assert found.flops == pytest.approx(slots + logits * 6 * 3584 * 152064)
 
 
 def test_constants_are_found_again_and_none_is_negative():
@@ -125,25 +138,23 @@ def test_constants_are_found_again_and_none_is_negative():
 
 def test_a_gpu_reads_weights_and_caches_or_computes():
     config, h100 = recipe(), GPUS["h100"]
-    costs = Modelled(h100, SEVEN, config, Work())
+    costs = Modelled(h100, config, SEVEN)
     alone = costs.decode(1, 1000.0) - 1.5e-3
     assert alone == pytest.approx(2 * 7.6e9 / (3.35e12 * 0.65), rel=0.01), "the weights, once"
     many = costs.decode(100_000, 0.0) - 1.5e-3
     assert many == pytest.approx(2 * 7.6e9 * 1e5 / (989e12 * 0.5), rel=0.01), "arithmetic"
     wide = recipe(**{"sampler.tensor_parallel": 4})
-    assert Modelled(h100, SEVEN, wide, Work()).decode(1, 1000.0) - 1.5e-3 == pytest.approx(
-        alone / 4
-    )
+    assert Modelled(h100, wide, SEVEN).decode(1, 1000.0) - 1.5e-3 == pytest.approx(alone / 4)
 
 
 def test_splits_use_every_gpu_and_what_fits_comes_first():
     config = recipe(**{"sampler.tensor_parallel": 2, "learner.zero.stage": 3})
-    for split in splits(config, SEVEN, GPUS["h200"], 16):
+    for split in splits(config, SIZES, GPUS["h200"], 16):
         used = split.learner.ranks + 2 * split.sampler.replicas
         assert used == 16 and 8 % split.learner.ranks == 0
-        assert learner_bytes(split, SEVEN) < 0.9 * 141e9
+        assert learner_bytes(split, SIZES) < 0.9 * 141e9
     load = Workload.lognormal(prompt=20, mean=30, most=64, size=2)
-    found = best_first(config, SEVEN, Work(), load, gpu=GPUS["h200"], gpus=16)
+    found = best_first(config, SEVEN, load, gpu=GPUS["h200"], gpus=16)
     times = [split.forecast.step_seconds for split in found if split.forecast]
     assert times == sorted(times) and len(times) == len(found)
 
@@ -182,7 +193,7 @@ def test_a_plan_for_a_cluster_that_is_not_here(
     words = [*small_recipe(tmp_path, tiny, name="p"), "--gpu", "h200", "--nodes", "1"]
     assert main(["plan", *words]) == 0
     printed = capsys.readouterr().out
-    assert "on 8 h200" in printed and "quickest: learner.ranks=" in printed
+    assert "cluster: 8 h200" in printed and "quickest: learner.ranks=" in printed
     assert "not measured" in printed, "it must say what it is"
 
 
@@ -195,7 +206,7 @@ def test_a_model_too_large_says_what_would_help(
              "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
              "vocab_size": 152064}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(shape))
-    assert architecture(str(folder))[0].parameters == pytest.approx(72.7e9, rel=0.01)
+    assert describe(str(folder)).sizes.parameters == pytest.approx(72.7e9, rel=0.01)
     words = [*small_recipe(tmp_path, tiny, name="p"), f"model.path={folder}", "--gpu", "l40s"]
     assert main(["plan", *words]) == 2
     assert "nothing fits" in (said := capsys.readouterr().err) and "tensor_parallel" in said
@@ -211,7 +222,7 @@ def test_constants_of_this_machine_plan_its_runs(tiny: Path, tmp_path: Path):
     assert "wrote" in cohort("plan", *words, "--measure", str(file))
     found = Constants.read(file)
     assert found.per_decode_step + found.per_decoded_token > 0
-    assert found.per_update + found.per_micro_batch + found.per_slot > 0
+    assert found.per_update + found.per_micro_batch + found.per_flop > 0
     assert found.push > 0 and found.pause > 0 and found.overlap >= 1
     planned = cohort("plan", *words, "--constants", str(file))
     assert "max_staleness=0 (the recipe's)" in planned and "max_staleness=4" in planned

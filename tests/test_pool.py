@@ -6,7 +6,9 @@ import time
 
 import pytest
 import ray
+from builders import completion, prompt
 
+from cluster.lengths import Lengths
 from cluster.pool import Pool, ask_all
 
 pytestmark = pytest.mark.ray
@@ -42,6 +44,29 @@ def test_a_call_goes_to_the_least_busy():
         pool.kill()
 
     asyncio.run(scenario())
+
+
+def test_a_heavy_call_counts_for_more_than_light_ones():
+    async def scenario() -> None:
+        pool = Pool("worker", [Worker.remote() for _ in range(2)], seconds=60)
+        heavy = asyncio.create_task(pool.call("work", 1.0, load=3.5))
+        await asyncio.sleep(0.05)
+        light = await asyncio.gather(*(pool.call("work", 0.2) for _ in range(3)))
+        assert len(set(light)) == 1 and await heavy not in light
+        pool.kill()
+
+    asyncio.run(scenario())
+
+
+def test_lengths_are_expected_to_be_what_they_were():
+    lengths = Lengths()
+    assert lengths.expected(prompt(1)) == 1.0, "nobody knows anything"
+    lengths.saw(prompt(1), [completion(4), completion(8)])
+    assert lengths.expected(prompt(1)) == lengths.expected(prompt(2)) == 1.0
+    for number in range(2, 400):
+        lengths.saw(prompt(number), [completion(2)])
+    assert 2.9 < lengths.expected(prompt(1)) <= 3.0
+    assert lengths.expected(prompt(9)) == pytest.approx(1.0, rel=0.01)
 
 
 def test_a_deadline_names_whom_it_waited_for():

@@ -166,6 +166,7 @@ def test_one_step_off_with_two_ranks_and_a_reference(tiny: Path, tmp_path: Path)
         steps="6",
         **{
             "schedule.max_staleness": "1",
+            "schedule.parts": "3",
             "learner.ranks": "2",
             "learner.zero.stage": "3",
             "learner.algorithm.kl.coef": "0.01",
