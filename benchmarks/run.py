@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import bench_learner
 import bench_loop
+import bench_peer
 import bench_plan
 import bench_sampler
 from measure import ENV, chosen
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "B11": bench_learner.b11,
     "B12": bench_loop.b12,
     "B13": bench_plan.b13,
+    "B17": bench_peer.b17,
     "group_requests": bench_sampler.group_requests,
 }
 

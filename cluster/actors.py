@@ -123,16 +123,17 @@ class LearnerActor:
     def address(self, port: int) -> tuple[str, int]:
         """This node's address, and a port that is free on it (`port` itself when it is not 0)."""
         host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                raise ValueError(
-                    f"cluster.port={port} cannot be used on {host} ({error.strerror}): choose "
-                    "another, or 0 for any free one"
-                ) from error
-            return host, probe.getsockname()[1]
+        # Bound until `start` listens there, seconds later: nobody else is given it meanwhile.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._port.bind((host, port))
+        except OSError as error:
+            raise ValueError(
+                f"cluster.port={port} cannot be used on {host} ({error.strerror}): choose "
+                "another, or 0 for any free one"
+            ) from error
+        return host, self._port.getsockname()[1]
 
     def start(
         self,
@@ -149,6 +150,8 @@ class LearnerActor:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         dtype = getattr(torch, placement.pop("dtype"))
         self._learner = Learner(config, model, Placement(dtype=dtype, **placement), **options)
+        if placement["rank"] == 0:
+            self._port.close()
 
     def connect(self, endpoint: Endpoint, samplers: list[ActorHandle], seconds: float) -> None:
         self._learner.connect(endpoint, SamplerClient(samplers, endpoint, seconds))

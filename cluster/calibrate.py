@@ -24,6 +24,17 @@ from rollout.sampler import sample_seed
 
 ROUNDS = 4
 """How often each probe is made; the first warms up and does not count."""
+SHARES = (1.0, 0.25, 0.5, 2.0, 1.0, 4.0, 0.5)
+"""Tables, in steps' worth of groups."""
+SAMPLING = (
+    "latency",
+    "per_decode_step",
+    "per_decoded_token",
+    "per_context_token",
+    "per_prompt_token",
+    "per_completion",
+)
+TRAINING = ("per_update", "per_micro_batch", "per_flop")
 
 
 def measure(config: RunConfig, model: Model) -> Constants:
@@ -56,18 +67,11 @@ async def _measured(run: Run, model: Model) -> Constants:
         await run.restore()
         await run.publish(0)
         probes = Probes(run)
-        run.progress.phase = "measuring samplers"
-        sampling = await probes.sampling()
-        run.progress.phase = "measuring the learner"
-        training = await probes.training(model)
-        run.progress.phase = "measuring publishes"
-        push, pause = await probes.publishing()
-        run.progress.phase = "measuring both at work"
+        run.progress.phase = "measuring"
+        steps = await probes.steps(model)
+        run.progress.phase = "measuring samplers and learner side by side"
         overlap = await probes.overlap()
-        driver = probes.driver()
-    return Constants(
-        **sampling, **training, push=push, pause=pause, overlap=overlap, per_step=driver
-    )
+    return Constants(**steps, overlap=overlap, per_step=probes.driver())
 
 
 class Probes:
@@ -103,56 +107,46 @@ class Probes:
         scores = await run.scoring.score(prompt, completions)
         return await asyncio.to_thread(run.judged, ticket, prompt, completions, scores)
 
-    async def sampling(self) -> dict[str, float]:
-        """From batches of 1 group to as many as the samplers run at once, of three lengths; and of
-        prompts of three lengths, for a token."""
+    async def steps(self, model: Model) -> dict[str, float]:
+        """Sample, update and publish in turn, as a run does: what one leaves in the caches is the
+        other's price. Batches from one group to as many as the samplers run at once, of three
+        lengths, and long prompts for a token; tables of a quarter of a step's groups to four
+        steps' worth, short groups and long ones."""
+        sampled, trained, published = Fit(SAMPLING), Fit(TRAINING), []
+        replicas = self._run.config.sampler.replicas
+        for number in range(ROUNDS):
+            for index, (count, limit, prompt_tokens) in enumerate(self._batches()):
+                spent, groups = await self._sample(count, limit, prompt_tokens)
+                if not prompt_tokens:
+                    self._groups += groups
+                table = self._part(SHARES[index % len(SHARES)], number)
+                took = await self._update(table)
+                pushed = await self._publish()
+                if number:
+                    sampled.add(_decoding(groups, replicas), spent)
+                    found = volume(self._run.config, model, _shape(table))
+                    trained.add((1.0, found.micro_batches, found.flops), took)
+                    published.append(pushed)
+        push, pause = (statistics.median(part) for part in zip(*published, strict=True))
+        return {**sampled.solved(), **trained.solved(), "push": push, "pause": pause}
+
+    def _batches(self) -> list[tuple[int, int, int]]:
+        """(groups, longest completion, tokens of a prompt; 0: the recipe's own)"""
         config = self._run.config.sampler
-        longest = config.sampling.max_tokens
+        longest, room = config.sampling.max_tokens, self._run.config.max_model_len - 1
         most = max(1, config.replicas * config.max_running // config.group_size)
         counts = sorted({1, max(1, most // 4), max(1, most // 2), most})
-        limits = sorted({max(1, longest // 4), max(1, longest // 2), longest})
-        room = self._run.config.max_model_len - 1
-        probes = [(count, limit, 0) for count in counts for limit in limits]
-        probes += [(most, 1, max(1, room // share)) for share in (4, 2, 1)]
-        rows, seconds = [], []
-        for number in range(ROUNDS):
-            for count, limit, prompt_tokens in probes:
-                spent, groups = await self._sample(count, limit, prompt_tokens)
-                if number:
-                    rows.append(_decoding(groups, config.replicas))
-                    seconds.append(spent)
-                if limit == longest:
-                    self._groups += groups
-        names = (
-            "latency",
-            "per_decode_step",
-            "per_decoded_token",
-            "per_context_token",
-            "per_prompt_token",
-            "per_completion",
-        )
-        return fitted(names, rows, seconds)
+        limits = sorted({max(1, longest // 4), max(1, longest // 2), longest}, reverse=True)
+        plain = [(count, limit, 0) for limit in limits for count in counts]
+        return plain + [(most, 1, max(1, room // share)) for share in (4, 2, 1)]
 
-    async def training(self, model: Model) -> dict[str, float]:
-        """Updates on tables of a quarter of a step's groups to four steps' worth, short groups and
-        long ones."""
-        count = self._run.config.schedule.groups_per_step
+    def _part(self, share: float, number: int) -> list[ScoredGroup]:
+        """Groups seen so far: the shortest, the longest or the latest."""
+        size = max(1, round(self._run.config.schedule.groups_per_step * share))
+        if number == 1:
+            return self._groups[-size:]
         ordered = sorted(self._groups, key=_longest)
-        tables = [
-            part
-            for share in (0.25, 0.5, 1.0, 4.0)
-            for size in [min(max(1, round(count * share)), len(ordered))]
-            for part in (ordered[:size], ordered[-size:], self._groups[-size:])
-        ]
-        rows, seconds = [], []
-        for number in range(ROUNDS):
-            for groups in tables:
-                spent = await self._update(groups)
-                if number:
-                    found = volume(self._run.config, model, _shape(groups))
-                    rows.append((1.0, found.micro_batches, found.flops))
-                    seconds.append(spent)
-        return fitted(("per_update", "per_micro_batch", "per_flop"), rows, seconds)
+        return ordered[:size] if number == 2 else ordered[-size:]
 
     async def _update(self, groups: list[ScoredGroup]) -> float:
         table = self._run.table(groups, step=1)
@@ -161,15 +155,11 @@ class Probes:
         self._version += 1
         return time.perf_counter() - started
 
-    async def publishing(self) -> tuple[float, float]:
+    async def _publish(self) -> tuple[float, float]:
         """(seconds beside the pause, seconds of the pause)"""
-        pushes, pauses = [], []
-        for _ in range(3 * ROUNDS):
-            started = time.perf_counter()
-            metrics = await self._run.publish(self._version)
-            pauses.append(metrics["weights/pause_seconds"])
-            pushes.append(time.perf_counter() - started - pauses[-1])
-        return statistics.median(pushes), statistics.median(pauses)
+        started = time.perf_counter()
+        pause = (await self._run.publish(self._version))["weights/pause_seconds"]
+        return time.perf_counter() - started - pause, pause
 
     async def overlap(self) -> float:
         """How much longer an update takes while samplers decode."""
@@ -228,23 +218,30 @@ def _decoding(groups: list[ScoredGroup], replicas: int) -> tuple[float, ...]:
     return 1.0, float(lengths_N.max()), float(tokens), float(attended), float(asked), rows
 
 
-def fitted(
-    names: Sequence[str], rows: Sequence[Sequence[float]], seconds: Sequence[float]
-) -> dict[str, float]:
-    """Least squares of the relative error, none of the constants below 0: what would be is left
-    out, the worst first (Lawson and Hanson's non-negative problem, by elimination)."""
-    given, spent = np.array(rows), np.array(seconds)
-    weighted = given / spent[:, None]
-    kept = list(range(len(names)))
-    solved = np.zeros(0)
-    while kept:
-        solved = np.linalg.lstsq(weighted[:, kept], np.ones(len(spent)), rcond=None)[0]
-        # Constants have different units; what counts is their share of the seconds.
-        shares = solved * weighted[:, kept].mean(axis=0)
-        worst = int(shares.argmin())
-        if shares[worst] >= 0:
-            break
-        del kept[worst]
-    found = dict.fromkeys(names, 0.0)
-    found |= {names[index]: float(value) for index, value in zip(kept, solved, strict=True)}
-    return found
+class Fit:
+    """Seconds as a sum of constants, each times a number known of what was done."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._rows: list[Sequence[float]] = []
+        self._seconds: list[float] = []
+
+    def add(self, row: Sequence[float], seconds: float) -> None:
+        self._rows.append(row)
+        self._seconds.append(seconds)
+
+    def solved(self) -> dict[str, float]:
+        """Least squares of the relative error, none of the constants below 0: what would be is left
+        out, the worst first (Lawson and Hanson's non-negative problem, by elimination)."""
+        weighted = np.array(self._rows) / np.array(self._seconds)[:, None]
+        kept, found = list(range(len(self._names))), np.zeros(0)
+        while kept:
+            found = np.linalg.lstsq(weighted[:, kept], np.ones(len(weighted)), rcond=None)[0]
+            # Constants have different units; what counts is their share of the seconds.
+            shares = found * weighted[:, kept].mean(axis=0)
+            worst = int(shares.argmin())
+            if shares[worst] >= 0:
+                break
+            del kept[worst]
+        named = {self._names[index]: float(v) for index, v in zip(kept, found, strict=True)}
+        return dict.fromkeys(self._names, 0.0) | named

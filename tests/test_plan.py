@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from runs import cohort, small_recipe
 
-from cluster.calibrate import fitted
+from cluster.calibrate import Fit
 from cluster.cli import main
 from cluster.config import RunConfig, load
 from cluster.costs import GPUS, Constants, Measured, Model, Modelled, Shape, volume
@@ -129,11 +129,16 @@ def test_constants_are_found_again_and_none_is_negative():
     rng = np.random.default_rng(0)
     rows = rng.uniform(1, 100, (60, 3))
     seconds = rows @ [0.5, 0.02, 0.0] * rng.normal(1, 0.01, 60)
-    found = fitted(("a", "b", "c"), rows.tolist(), seconds.tolist())
+    fit = Fit(("a", "b", "c"))
+    for row, spent in zip(rows.tolist(), seconds.tolist(), strict=True):
+        fit.add(row, spent)
+    found = fit.solved()
     assert found["a"] == pytest.approx(0.5, rel=0.02) and found["b"] == pytest.approx(0.02, rel=0.3)
     assert 0 <= found["c"] < 0.01
-    worse = fitted(("a", "b"), [[1, x] for x in range(1, 9)], [9.0 - x for x in range(1, 9)])
-    assert worse["b"] == 0.0 and worse["a"] > 0
+    falling = Fit(("a", "b"))
+    for x in range(1, 9):
+        falling.add((1, x), 9.0 - x)
+    assert falling.solved()["b"] == 0.0 and falling.solved()["a"] > 0
 
 
 def test_a_gpu_reads_weights_and_caches_or_computes():

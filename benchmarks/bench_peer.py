@@ -1,0 +1,123 @@
+"""End to end against TRL's GRPOTrainer: same model, prompts, group size, lengths, dtype and cores.
+
+TRL lives in an environment of its own: `TRL_PYTHON` names its interpreter. The script that times
+it, and that makes the models, is in `../shared/peers`.
+"""
+
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measure import ROOT, line
+
+PEERS = ROOT.parent / "shared" / "peers"
+PROMPTS, SIZE, LONGEST, STEPS, PAIRS = 8, 8, 64, 8, 3
+LEARNING_STEPS = 60
+
+VERIFIER = """
+def verify(completion, answer):
+    found = sum(completion[i : i + 1] == digit for i, digit in enumerate(answer))
+    return found / len(answer)
+"""
+"""The reward of the peer's script."""
+
+WITH_REWARDS = """
+import json, runpy, statistics, sys
+import trl
+rewards, plain = [], trl.GRPOTrainer._calculate_rewards
+def kept(*args, **options):
+    found = plain(*args, **options)
+    rewards.append(float(found.mean()))
+    return found
+trl.GRPOTrainer._calculate_rewards = kept
+script, *sys.argv = sys.argv[1:]
+sys.argv.insert(0, script)
+runpy.run_path(script, run_name="__main__")
+print(json.dumps({"rewards": rewards}))
+"""
+
+
+def theirs(folder: Path, model: str, steps: int) -> tuple[float, list[float]]:
+    """(completions per second, mean reward of each step)"""
+    words = ["--model", str(folder / model), "--prompts", str(folder / "prompts.jsonl")]
+    words += ["--G", str(SIZE), "--prompts-per-step", str(PROMPTS), "--max-tokens", str(LONGEST)]
+    words += ["--steps", str(steps), "--quiet", "2", "--grad-ckpt", "0"]
+    command = [os.environ["TRL_PYTHON"], "-c", WITH_REWARDS, str(PEERS / "trl_bench.py"), *words]
+    timed, rewarded = _said(command, {"CUDA_VISIBLE_DEVICES": ""})[-2:]
+    return timed["completions_per_s"], rewarded["rewards"]
+
+
+def _said(command: list[str], env: dict[str, str]) -> list[dict[str, Any]]:
+    """The JSON lines of a command."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+    done = subprocess.run(command, capture_output=True, text=True, env=clean | env)
+    if done.returncode:
+        raise RuntimeError(f"the run failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return [json.loads(text) for text in done.stdout.splitlines() if text.startswith("{")]
+
+
+def ours(folder: Path, model: str, steps: int) -> tuple[float, list[float]]:
+    verifier = folder / "digits.py"
+    verifier.write_text(VERIFIER)
+    settings = {
+        "name": "peer",
+        "steps": steps,
+        "model.path": folder / model,
+        "prompts.dataset": folder / "prompts.jsonl",
+        "prompts.max_tokens": 16,
+        "sampler.group_size": SIZE,
+        "sampler.sampling.max_tokens": LONGEST,
+        "rewards.verifiers": f'{{"{verifier}:verify": 1.0}}',
+        "schedule.groups_per_step": PROMPTS,
+        "learner.ranks": 2,
+        "learner.zero.stage": 0,
+        "learner.algorithm.name": "grpo",
+        "learner.algorithm.reduction": "token_mean",
+        "learner.optim.lr": 1e-4,
+        "learner.optim.betas": "[0.9, 0.999]",
+        "learner.optim.warmup_steps": 0,
+        "logging.tensorboard": "false",
+        "checkpoint.every": 0,
+        "output_dir": folder / "outputs",
+    }
+    words = [f"{key}={value}" for key, value in settings.items()]
+    empty = folder / "empty.yaml"
+    empty.write_text("")
+    command = [sys.executable, "-m", "cluster", "train", str(empty), *words, "--fresh"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the run failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    text = (folder / "outputs" / "peer" / "metrics.jsonl").read_text()
+    rows = [row for row in map(json.loads, text.splitlines()) if "learner/loss" in row]
+    seconds = [b["time"] - a["time"] for a, b in itertools.pairwise(rows[2:])]
+    return PROMPTS * SIZE / statistics.median(seconds), [row["reward/mean"] for row in rows]
+
+
+def b17() -> None:
+    if "TRL_PYTHON" not in os.environ or not PEERS.is_dir():
+        needs = "TRL_PYTHON (an interpreter that has trl) and ../shared/peers"
+        print(f"B17 left out: it needs {needs}", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        subprocess.run(
+            [sys.executable, str(PEERS / "make_models.py"), name], check=True, capture_output=True
+        )
+        found = []
+        for pair in range(PAIRS):
+            both = (ours, theirs) if pair % 2 == 0 else (theirs, ours)
+            rate = {side: side(folder, "q25m", STEPS + 2)[0] for side in both}
+            found.append(rate[ours] / rate[theirs])
+        what = "completions/s end to end / TRL's GRPOTrainer, 25M parameters, ragged lengths"
+        line("B17", what, found, ">= 2.0")
+        learned = [side(folder, "q2_6m", LEARNING_STEPS)[1] for side in (ours, theirs)]
+        last = [statistics.fmean(rewards[-LEARNING_STEPS // 4 :]) for rewards in learned]
+        first = [statistics.fmean(rewards[:5]) for rewards in learned]
+        what = f"mean reward of the last quarter of {LEARNING_STEPS} steps, 2.6M / TRL's"
+        line("B17_learning", what, [last[0] / last[1]], ">= 1.0", first=first, last=last)
