@@ -10,12 +10,14 @@ from collections.abc import Callable
 
 import bench_learner
 import bench_loop
+import bench_overlap
 import bench_peer
 import bench_plan
 import bench_sampler
 from measure import ENV, chosen
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
+    "B1": bench_overlap.b1,
     "B2": bench_loop.b2,
     "B3": bench_sampler.b3,
     "B4": bench_loop.b4,

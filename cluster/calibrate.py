@@ -3,6 +3,7 @@ them do. The learning rate is next to nothing, so that completions stay what the
 """
 
 import asyncio
+import itertools
 import statistics
 import tempfile
 import time
@@ -13,15 +14,20 @@ import numpy as np
 import ray
 
 from cluster import inputs as inputs_module
+from cluster import loop
 from cluster.config import RunConfig
-from cluster.costs import Constants, Model, Shape, volume
+from cluster.costs import Constants, Measured, Model, Shape, volume
 from cluster.device import resolve
+from cluster.metrics import read_metrics
 from cluster.progress import Progress
 from cluster.run import Run
+from cluster.simulate import Workload, simulate
 from cluster.train import guarded, ray_session
 from rollout import ScoredGroup
 from rollout.sampler import sample_seed
 
+STEPS, WARM = 14, 3
+"""Of the run with which a measurement begins; the first do not count."""
 ROUNDS = 4
 """How often each probe is made; the first warms up and does not count."""
 SHARES = (1.0, 0.25, 0.5, 2.0, 1.0, 4.0, 0.5)
@@ -44,7 +50,15 @@ def measure(config: RunConfig, model: Model) -> Constants:
         still = config.learner.optim.model_copy(update={"lr": 1e-12})
         learner = config.learner.model_copy(update={"optim": still})
         evaluation = config.eval.model_copy(update={"dataset": ""})
-        changes = {"output_dir": folder, "learner": learner, "eval": evaluation}
+        schedule = config.schedule.model_copy(update={"max_staleness": 0, "spare_groups": 0})
+        changes = {
+            "output_dir": folder,
+            "steps": STEPS,
+            "learner": learner,
+            "eval": evaluation,
+            "schedule": schedule,
+            "checkpoint": config.checkpoint.model_copy(update={"every": 0}),
+        }
         config = config.model_copy(update=changes)
         config.check()
         config.folder.mkdir(parents=True)
@@ -56,28 +70,54 @@ def measure(config: RunConfig, model: Model) -> Constants:
             device = resolve(config, gpus=ray.cluster_resources().get("GPU", 0))
             run = Run(config, inputs, device, progress)
             try:
-                return asyncio.run(guarded(_measured(run, model)))
+                found = asyncio.run(guarded(_measured(run, model)))
             finally:
                 run.stop()
+        return matched(found, config, model)
 
 
 async def _measured(run: Run, model: Model) -> Constants:
     async with run.progress.shown():
         await run.start()
-        await run.restore()
-        await run.publish(0)
-        probes = Probes(run)
+        await loop.train(run)
+        probes = Probes(run, version=STEPS)
         run.progress.phase = "measuring"
         steps = await probes.steps(model)
         run.progress.phase = "measuring samplers and learner side by side"
         overlap = await probes.overlap()
-    return Constants(**steps, overlap=overlap, per_step=probes.driver())
+    return Constants(**steps, overlap=overlap, per_step=0.0)
+
+
+def matched(found: Constants, config: RunConfig, model: Model) -> Constants:
+    """The constants, so that the steps with which the measurement began come out as they were:
+    a run finds colder caches than probes do."""
+    rows = [row for row in read_metrics(config.folder) if "learner/loss" in row][WARM:]
+    names = ("rollout", "update", "publish")
+    phases = {name: statistics.median(row[f"time/{name}"] for row in rows) for name in names}
+    between = [
+        after["time"] - before["time"] - sum(after[f"time/{name}"] for name in names)
+        for before, after in itertools.pairwise(rows)
+    ]
+    load = Workload.recorded(config.folder)
+    idle = replace(found, per_step=0.0, push=0.0, pause=0.0)
+    whole = simulate(config, Measured(idle, config, model), load, steps=40).step_seconds
+    free = replace(idle, **dict.fromkeys(TRAINING, 0.0))
+    sampled = simulate(config, Measured(free, config, model), load, steps=40).step_seconds
+    factors = dict.fromkeys(SAMPLING, phases["rollout"] / sampled)
+    factors |= dict.fromkeys(TRAINING, phases["update"] / (whole - sampled))
+    scaled = {name: getattr(found, name) * factor for name, factor in factors.items()}
+    return replace(
+        found,
+        **scaled,
+        push=max(0.0, phases["publish"] - found.pause),
+        per_step=max(0.0, statistics.median(between)),
+    )
 
 
 class Probes:
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, version: int) -> None:
         self._run = run
-        self._version = 0
+        self._version = version
         self._tickets = 0
         self._groups: list[ScoredGroup] = []
         """All that was sampled so far: tables are made of them."""
@@ -181,17 +221,6 @@ class Probes:
             for task in busy:
                 task.cancel()
         return max(1.0, beside / alone)
-
-    def driver(self) -> float:
-        """What the loop does between two phases: the table, its record, the ledger."""
-        run, spent = self._run, []
-        groups = self._groups[-run.config.schedule.groups_per_step :]
-        for step in range(1, ROUNDS + 1):
-            started = time.perf_counter()
-            run.ledger.record(step, run.table(groups, step=step))
-            run.ledger.commit(step, groups)
-            spent.append(time.perf_counter() - started)
-        return statistics.median(spent)
 
 
 def _longest(group: ScoredGroup) -> int:

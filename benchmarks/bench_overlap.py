@@ -1,0 +1,145 @@
+"""B1: what a step of a real asynchronous run takes, against the longer of sampling and learning
+alone. A core for the sampler, one for the learner; the rest of the system runs where it finds room.
+"""
+
+import asyncio
+import itertools
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from measure import ROOT, demo_model, line
+
+SAMPLER, LEARNER = 0, 1
+"""Cores"""
+STEPS, SETTLED = 20, 6
+
+
+def b1() -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        raise RuntimeError("B1 needs two cores: one for the sampler, one for the learner")
+    from cluster import inputs as inputs_module
+    from cluster.config import load
+    from cluster.device import resolve
+    from cluster.progress import Progress
+    from cluster.run import Run
+    from cluster.train import ray_session
+
+    with tempfile.TemporaryDirectory() as name:
+        model = demo_model(Path(name) / "demo")
+        options = {
+            "model.path": model,
+            "prompts.dataset": Path(model).parent / "train.jsonl",
+            "prepare": "",
+            "eval.dataset": "",
+            "output_dir": name,
+            "name": "b1",
+            "steps": STEPS,
+            "schedule.groups_per_step": 8,
+            "schedule.max_staleness": 2,
+            "sampler.group_size": 8,
+            "sampler.max_running": 64,
+            "learner.ranks": 1,
+            "learner.zero.stage": 0,
+            "learner.optim.lr": 1e-12,  # lengths stay what they are
+            "checkpoint.every": 0,
+            "logging.tensorboard": "false",
+        }
+        words = [f"{key}={value}" for key, value in options.items()]
+        config = load([str(ROOT / "recipes" / "demo.yaml")], words).config
+        config.folder.mkdir(parents=True)
+        inputs, progress = inputs_module.read(config), Progress("plain")
+        with ray_session(config, progress):
+            run = Run(config, inputs, resolve(config, gpus=0), progress)
+            try:
+                sampling, learning, steps = asyncio.run(_measured(run))
+            finally:
+                run.stop()
+    limit = max(statistics.median(sampling), statistics.median(learning))
+    line(
+        "B1",
+        "seconds of a step, staleness 2 / the longer of sampling and learning alone, a core each",
+        [step / limit for step in steps],
+        "<= 1.03",
+        sampling=round(statistics.median(sampling), 3),
+        learning=round(statistics.median(learning), 3),
+    )
+
+
+async def _measured(run: Any) -> tuple[list[float], list[float], list[float]]:
+    import ray
+
+    from cluster import loop
+    from cluster.metrics import read_metrics
+
+    await run.start()
+    _pin("ray::Sampler", SAMPLER)
+    _pin("ray::Learner", LEARNER)
+    await loop.train(run)
+    ends = [row["time"] for row in read_metrics(run.folder) if "learner/loss" in row]
+    steps = [b - a for a, b in itertools.pairwise(ends[SETTLED:])]
+    size = run.config.schedule.groups_per_step
+    with _busy(LEARNER):
+        sampling, groups = await _sampling(run, size)
+    table, learning = run.table(groups[-size:], step=STEPS + 1), []
+    with _busy(SAMPLER):
+        for _ in range(8):
+            started = time.perf_counter()
+            await run.learners.all("update", ray.put(table), None)
+            learning.append(time.perf_counter() - started)
+    return sampling[2:], learning[2:], steps
+
+
+async def _sampling(run: Any, size: int) -> tuple[list[float], list[Any]]:
+    """Seconds per step's worth of groups, with a window's worth under way all the time."""
+    from cluster import loop
+
+    tickets, done, ends = iter(range(10**9)), [], []
+
+    async def one_after_the_other() -> None:
+        while len(ends) < 10:
+            ticket = next(tickets)
+            prompt = run.inputs.prompts.at(ticket)
+            completions = await loop.sample(run, ticket, prompt, start=0)
+            scores = await run.scoring.score(prompt, completions)
+            done.append(run.judged(ticket, prompt, completions, scores))
+            if len(done) % size == 0:
+                ends.append(time.perf_counter())
+
+    await asyncio.gather(*(one_after_the_other() for _ in range(3 * size)))
+    return [b - a for a, b in itertools.pairwise(ends)], done
+
+
+def _pin(name: str, core: int) -> None:
+    """All threads of the actors of this name."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if name.encode() in (process / "cmdline").read_bytes():
+                for thread in (process / "task").iterdir():
+                    os.sched_setaffinity(int(thread.name), {core})
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+
+
+def _spin(core: int) -> None:
+    os.sched_setaffinity(0, {core})
+    while True:
+        pass
+
+
+@contextmanager
+def _busy(core: int) -> Iterator[None]:
+    """A neutral neighbour: arithmetic on the other core."""
+    process = multiprocessing.get_context("spawn").Process(target=_spin, args=(core,), daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
