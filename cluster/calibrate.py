@@ -16,13 +16,15 @@ import ray
 from cluster import inputs as inputs_module
 from cluster import loop
 from cluster.config import RunConfig
-from cluster.costs import Constants, Measured, Model, Shape, volume
+from cluster.costs import Constants, Measured, Model, Table, volume
 from cluster.device import resolve
 from cluster.metrics import read_metrics
+from cluster.placement import Shape
 from cluster.progress import Progress
 from cluster.run import Run
 from cluster.simulate import Workload, simulate
-from cluster.train import guarded, ray_session
+from cluster.train import check_capacity, guarded, ray_session
+from cluster.window import WindowState
 from rollout import ScoredGroup
 from rollout.sampler import sample_seed
 
@@ -47,10 +49,16 @@ def measure(config: RunConfig, model: Model) -> Constants:
     """Bring up the run, probe it, end it. About a minute on a small model. Raises what `train`
     raises before its first step."""
     with tempfile.TemporaryDirectory(prefix="cohort-measure-") as folder:
-        still = config.learner.optim.model_copy(update={"lr": 1e-12})
-        learner = config.learner.model_copy(update={"optim": still})
+        learner = config.learner.model_copy(
+            update={
+                "optim": config.learner.optim.model_copy(update={"lr": 1e-12}),
+                # Probes are cut short; they are to be trained all the same.
+                "algorithm": config.learner.algorithm.model_copy(update={"mask_truncated": False}),
+            }
+        )
         evaluation = config.eval.model_copy(update={"dataset": ""})
-        schedule = config.schedule.model_copy(update={"max_staleness": 0, "spare_groups": 0})
+        plain = {"max_staleness": 0, "spare_groups": 0, "uniform_groups": "train", "parts": 1}
+        schedule = config.schedule.model_copy(update={**plain, "max_group_size": 0})
         changes = {
             "output_dir": folder,
             "steps": STEPS,
@@ -58,22 +66,28 @@ def measure(config: RunConfig, model: Model) -> Constants:
             "eval": evaluation,
             "schedule": schedule,
             "checkpoint": config.checkpoint.model_copy(update={"every": 0}),
+            "logging": config.logging.model_copy(update={"keep_rollouts": True}),
         }
         config = config.model_copy(update=changes)
         config.check()
         config.folder.mkdir(parents=True)
         inputs = inputs_module.read(config)
-        if inputs.prompts is None:
-            raise ValueError("a supervised recipe samples nothing: there is nothing to plan")
         progress = Progress(config.logging.progress)
         with ray_session(config, progress):
             device = resolve(config, gpus=ray.cluster_resources().get("GPU", 0))
-            run = Run(config, inputs, device, progress)
+            check_capacity(config, device, Shape.of(config, learns=True, samples=True))
+            run = Unsaved(config, inputs, device, progress)
             try:
                 found = asyncio.run(guarded(_measured(run, model)))
             finally:
                 run.stop()
         return matched(found, config, model)
+
+
+class Unsaved(Run):
+    """Its last step leaves no checkpoint: nobody goes on from it."""
+
+    async def save(self, step: int, window: WindowState) -> None: ...
 
 
 async def _measured(run: Run, model: Model) -> Constants:
@@ -144,6 +158,9 @@ class Probes:
         sampling = config.sampling.model_copy(update={"max_tokens": max_tokens})
         seeds = [sample_seed("measure", prompt.id, ticket, i) for i in range(config.group_size)]
         completions = await run.samplers.call("generate", prompt, sampling, seeds)
+        if run.algorithm.greedy:
+            baseline = await run.samplers.call("generate", prompt, sampling, [])
+            completions = (*completions, *baseline)
         scores = await run.scoring.score(prompt, completions)
         return await asyncio.to_thread(run.judged, ticket, prompt, completions, scores)
 
@@ -164,7 +181,7 @@ class Probes:
                 pushed = await self._publish()
                 if number:
                     sampled.add(_decoding(groups, replicas), spent)
-                    found = volume(self._run.config, model, _shape(table))
+                    found = volume(self._run.config, model, _table(table))
                     trained.add((1.0, found.micro_batches, found.flops), took)
                     published.append(pushed)
         push, pause = (statistics.median(part) for part in zip(*published, strict=True))
@@ -220,6 +237,9 @@ class Probes:
         finally:
             for task in busy:
                 task.cancel()
+        for ended in await asyncio.gather(*busy, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
         return max(1.0, beside / alone)
 
 
@@ -227,9 +247,9 @@ def _longest(group: ScoredGroup) -> int:
     return max(len(completion.token_ids) for completion in group.group.completions)
 
 
-def _shape(groups: Sequence[ScoredGroup]) -> Shape:
+def _table(groups: Sequence[ScoredGroup]) -> Table:
     rows = [(g.group, len(c.token_ids)) for g in groups for c in g.group.completions]
-    return Shape(
+    return Table(
         np.array([group.ticket for group, _ in rows]),
         np.array([len(group.prompt.token_ids) for group, _ in rows]),
         np.array([length for _, length in rows]),
@@ -239,11 +259,11 @@ def _shape(groups: Sequence[ScoredGroup]) -> Shape:
 def _decoding(groups: list[ScoredGroup], replicas: int) -> tuple[float, ...]:
     """What one of the samplers did for these groups, begun together: (1, steps, tokens, context
     summed over them, prompt tokens, completions)."""
-    table = _shape(groups)
-    lengths_N = table.lengths_N
-    attended = (table.prompts_N * lengths_N + np.square(lengths_N) / 2).sum() / replicas
-    asked = sum(len(group.group.prompt.token_ids) for group in groups) / replicas
-    tokens, rows = lengths_N.sum() / replicas, len(lengths_N) / replicas
+    table = _table(groups)
+    lengths_N, busy = table.lengths_N, min(replicas, len(groups))
+    attended = (table.prompts_N * lengths_N + np.square(lengths_N) / 2).sum() / busy
+    asked = sum(len(group.group.prompt.token_ids) for group in groups) / busy
+    tokens, rows = lengths_N.sum() / busy, len(lengths_N) / busy
     return 1.0, float(lengths_N.max()), float(tokens), float(attended), float(asked), rows
 
 

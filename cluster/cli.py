@@ -115,10 +115,16 @@ def plan(argv: Sequence[str]) -> int:
         )
     config = configuration.load(arguments.words, arguments.overrides).config
     config.check()
+    if config.is_supervised:
+        raise ValueError("a supervised recipe samples nothing: there is nothing to plan")
     from cluster import plan as planner
 
     if "measure" in flags:
         from cluster.calibrate import measure
+
+        folder = Path(flags["measure"]).resolve().parent
+        if not folder.is_dir():
+            raise ValueError(f"--measure {flags['measure']}: no folder {folder}")
 
         found = measure(config, planner.describe(config.model.path))
         found.write(Path(flags["measure"]))
@@ -131,8 +137,8 @@ def plan(argv: Sequence[str]) -> int:
     if "constants" in flags:
         print(planner.of_this(config, constants=Path(flags["constants"]), **lengths))
         return 0
-    gpus = _number(flags, "nodes", "1") * _number(flags, "gpus-per-node", "8")
-    print(planner.of_gpus(config, gpu=flags["gpu"], gpus=gpus, **lengths))
+    nodes, per_node = _number(flags, "nodes", "1"), _number(flags, "gpus-per-node", "8")
+    print(planner.of_gpus(config, gpu=flags["gpu"], nodes=nodes, per_node=per_node, **lengths))
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from cluster.config import RunConfig
+from learner.algorithms import build
 from learner.batch import plan
 from learner.memory import Architecture
 from learner.packing import Siblings, Work
@@ -31,8 +32,8 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """A step's table, of which only lengths count: a row per completion."""
+class Table:
+    """A step's table, of which only the lengths count."""
 
     groups_N: np.ndarray
     prompts_N: np.ndarray
@@ -58,19 +59,19 @@ class Costs(Protocol):
         """One step of an engine."""
         ...
 
-    def update(self, table: Shape) -> float: ...
+    def update(self, table: Table) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """What an update computes on one rank."""
+    """What one epoch of an update computes on one rank."""
 
     micro_batches: int
     flops: float
     """Forward and backward, padding and the head included"""
 
 
-def volume(config: RunConfig, model: Model, table: Shape) -> Volume:
+def volume(config: RunConfig, model: Model, table: Table) -> Volume:
     """As the learner itself would cut this table (`learner/batch.py: plan`)."""
     whole_N = table.prompts_N + table.lengths_N
     siblings = Siblings(table.groups_N, table.prompts_N)
@@ -87,13 +88,13 @@ def volume(config: RunConfig, model: Model, table: Shape) -> Volume:
     for part in slices:
         rows = whole_N[part.rows] if len(part.rows) else np.array([2])
         if part.layout == "shared":
-            families = siblings.families(whole_N, part.rows)
+            budget = config.learner.micro_batch_tokens
+            families = siblings.families(whole_N, part.rows, budget=budget)
             rows = np.array([siblings.width(whole_N, family) for family in families])
         widths = rows if part.layout == "packed" else np.full(len(rows), rows.max())
         head = 6.0 * model.sizes.hidden * model.sizes.vocabulary
         flops += model.work.of(widths).sum() + head * table.lengths_N[part.rows].sum()
-    epochs = config.learner.algorithm.epochs
-    return Volume(epochs * len(slices), epochs * float(flops))
+    return Volume(len(slices), float(flops))
 
 
 # -- measured -------------------------------------------------------------------------------------
@@ -147,10 +148,11 @@ class Measured:
         tokens = running * self._of.per_decoded_token + context * self._of.per_context_token
         return self._of.per_decode_step + tokens
 
-    def update(self, table: Shape) -> float:
+    def update(self, table: Table) -> float:
         of, found = self._of, volume(self._config, self._model, table)
-        seconds = of.per_update + found.micro_batches * of.per_micro_batch
-        return seconds + found.flops * of.per_flop
+        epochs = self._config.learner.algorithm.epochs
+        each = found.micro_batches * of.per_micro_batch + found.flops * of.per_flop
+        return of.per_update + epochs * each
 
 
 # -- modelled -------------------------------------------------------------------------------------
@@ -187,13 +189,17 @@ BYTES = 2
 class Modelled:
     """Costs of a cluster of GPUs that is not at hand."""
 
-    def __init__(self, gpu: Gpu, config: RunConfig, model: Model) -> None:
+    def __init__(self, gpu: Gpu, config: RunConfig, model: Model, *, per_node: int = 8) -> None:
         self._gpu, self._config, self._model, self._sizes = gpu, config, model, model.sizes
+        ranks, engines = config.learner.ranks, config.sampler.replicas
+        devices = ranks + engines * config.sampler.tensor_parallel
+        between_ranks = gpu.link if ranks <= per_node else gpu.network
+        self._wire = between_ranks * SENDS
         self._width = config.sampler.tensor_parallel
         weights = BYTES * model.sizes.parameters
         self.latency, self.per_step, self.overlap = 0.05, 0.05, 1.0
-        self.push = weights / (gpu.link * SENDS)
-        self.pause = weights / (gpu.network * SENDS)
+        self.push = weights / self._wire
+        self.pause = weights / ((gpu.link if devices <= per_node else gpu.network) * SENDS)
 
     def prefill(self, tokens: int, completions: int) -> float:
         flops = 2.0 * self._sizes.parameters * tokens
@@ -205,20 +211,22 @@ class Modelled:
         flops = 2.0 * self._sizes.parameters * running
         return max(moved, flops / (self._width * self._gpu.flops * COMPUTES)) + HOST
 
-    def update(self, table: Shape) -> float:
-        """Recomputing activations is a third more FLOPs, a forward pass for an anchor or a
-        reference another each. Then ZeRO's traffic and AdamW."""
-        learner = self._config.learner
+    def update(self, table: Table) -> float:
+        """Recomputing activations is a third more FLOPs; a forward pass for an anchor, a reference
+        or a critic's values one third, once; the critic's own training as much as the policy's.
+        Then, for each optimizer step, ZeRO's traffic and AdamW."""
+        learner, algorithm = self._config.learner, self._config.learner.algorithm
         found = volume(self._config, self._model, table)
-        looks = (learner.algorithm.anchor == "recomputed") + (learner.algorithm.kl.coef > 0)
-        more = 1 + (self._config.model.gradient_checkpointing + looks) / 3
-        seconds = found.flops * more / (self._gpu.flops * TRAINS)
-        weights, ranks = BYTES * self._sizes.parameters, learner.ranks
+        models = 1 + build(algorithm).critic
+        looks = (algorithm.anchor == "recomputed") + (algorithm.kl.coef > 0) + models - 1
+        trained = algorithm.epochs * models * (1 + self._config.model.gradient_checkpointing / 3)
+        seconds = found.flops * (trained + looks / 3) / (self._gpu.flops * TRAINS)
+        steps, ranks = algorithm.epochs * algorithm.minibatches * models, learner.ranks
         if ranks > 1:
-            passes = 3 * found.micro_batches if learner.zero.stage == 3 else 2
-            seconds += passes * weights / (self._gpu.network * SENDS)
+            passes = 3 * found.micro_batches * models if learner.zero.stage == 3 else 2 * steps
+            seconds += passes * BYTES * self._sizes.parameters / self._wire
         shard = 1 if learner.zero.stage == 0 else ranks
-        return seconds + 30.0 * self._sizes.parameters / shard / self._gpu.bandwidth
+        return seconds + steps * 30.0 * self._sizes.parameters / shard / self._gpu.bandwidth
 
 
 def kv_bytes(model: Architecture) -> float:

@@ -126,6 +126,11 @@ def _cuda(config: RunConfig) -> Device:
         share=1,
         scorer_cpus=1,
         learner_env={**QUIET},
-        sampler_env={**QUIET, "VLLM_LOGGING_LEVEL": "WARNING"},
+        sampler_env={
+            **QUIET,
+            # A core in the sampler's own process would not be drained at a pause.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+            "VLLM_LOGGING_LEVEL": "WARNING",
+        },
         engine_args={"dtype": dtype, "gpu_memory_utilization": 0.9},
     )

@@ -9,3 +9,11 @@ class Stopped(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
+
+
+def first_failure(group: BaseExceptionGroup) -> BaseException:
+    """The first leaf of a tree of errors: what failed first, before others failed because of it."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

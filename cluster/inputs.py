@@ -43,7 +43,7 @@ def read(config: RunConfig, *, replay: Path | None = None, held_out_only: bool =
     tokenizer = load_tokenizer(config.model.path)
     if config.learner.critic.path:
         _must_exist(config.learner.critic.path, "learner.critic.path")
-    notes = scoring.check(config.rewards)
+    notes = scoring.check(config.rewards, grows=config.schedule.max_group_size > 0)
     prompts = given = None
     fingerprint = ""
     if held_out_only:

@@ -116,7 +116,7 @@ class Fleet:
             await ask_all(calls, what="starting", seconds=seconds)
             return
         [(host, port)] = await ask_all(
-            self.learners.submit("address", config.cluster.port)[:1],
+            [("learner/0", self.learners.members[0].address.remote(config.cluster.port))],
             what="being placed",
             seconds=seconds,
         )

@@ -18,10 +18,11 @@ from cluster.costs import (
     Measured,
     Model,
     Modelled,
-    Shape,
+    Table,
     kv_bytes,
 )
 from cluster.simulate import Forecast, Workload, simulate
+from learner.algorithms import build
 from learner.memory import Architecture, activations, frozen, states
 from learner.packing import Work, can_pack, can_share
 
@@ -98,8 +99,9 @@ def workload(config: RunConfig, *, like: str, mean_length: float) -> tuple[Workl
         most=longest,
         size=config.sampler.group_size,
     )
-    told = "given" if mean_length else "assumed; --mean-length N, or --like RUN for recorded ones"
-    return load, f"lognormal, sigma 1, mean {mean:.0f} ({told})"
+    told = "" if mean_length else " (assumed: --mean-length N, or --like RUN for recorded ones)"
+    cut = f"mean {mean:.0f}, {load.mean_length:.0f} once cut at {longest}"
+    return load, f"lognormal, sigma 1, {cut}{told}"
 
 
 def splits(config: RunConfig, model: Architecture, gpu: Gpu, gpus: int) -> list[RunConfig]:
@@ -121,9 +123,14 @@ def _shaped(config: RunConfig, ranks: int, replicas: int) -> RunConfig:
 
 
 def learner_bytes(config: RunConfig, model: Architecture) -> float:
-    """On each rank: states, a reference, what a forward pass keeps."""
+    """On each rank: states, a critic's too, a reference, what a forward pass keeps."""
     learner, stage = config.learner, config.learner.zero.stage
-    kept = sum(states(model.parameters, ranks=learner.ranks, stage=stage, width=BYTES).values())
+    trained, kept = model.parameters, 0.0
+    if rank := config.model.lora.rank:  # on every linear layer
+        each = rank * (8 * model.hidden + 3 * (model.hidden + model.intermediate))
+        kept, trained = frozen(trained, ranks=1, sharded=False, width=BYTES), model.layers * each
+    models = 1 + build(learner.algorithm).critic
+    kept += models * sum(states(trained, ranks=learner.ranks, stage=stage, width=BYTES).values())
     if learner.algorithm.kl.coef and learner.algorithm.kl.reference in ("copy", "sharded"):
         sharded = learner.algorithm.kl.reference == "sharded"
         kept += frozen(model.parameters, ranks=learner.ranks, sharded=sharded, width=BYTES)
@@ -149,9 +156,14 @@ MOST = 6
 
 
 def best_first(
-    config: RunConfig, model: Model, load: Workload, *, gpu: Gpu, gpus: int
+    config: RunConfig, model: Model, load: Workload, *, gpu: Gpu, gpus: int, per_node: int = 8
 ) -> list[Split]:
     """The splits of `gpus` GPUs, quickest first. Raises ValueError when there is none."""
+    if config.sampler.tensor_parallel > per_node:
+        raise ValueError(
+            f"sampler.tensor_parallel={config.sampler.tensor_parallel} is more than the {per_node} "
+            "GPUs of a node: lower it"
+        )
     candidates = splits(config, model.sizes, gpu, gpus)
     if not candidates:
         rows = config.schedule.groups_per_step * config.sampler.group_size
@@ -159,28 +171,32 @@ def best_first(
             f"{gpus} GPUs cannot be split into learner ranks that divide the {rows} rows of a step "
             f"and samplers of {config.sampler.tensor_parallel} GPUs each: change one of them"
         )
-    nearest = sorted(candidates, key=lambda c: _bottleneck(c, model, load, gpu))[:MOST]
-    found = [_looked_at(c, model, load, gpu) for c in nearest]
+
+    def costs(split: RunConfig) -> Modelled:
+        return Modelled(gpu, split, model, per_node=per_node)
+
+    nearest = sorted(candidates, key=lambda split: _bottleneck(split, costs(split), load))[:MOST]
+    found = [_looked_at(split, model, costs(split), load, gpu) for split in nearest]
     return sorted(found, key=lambda s: s.forecast.step_seconds if s.forecast else float("inf"))
 
 
-def _bottleneck(config: RunConfig, model: Model, load: Workload, gpu: Gpu) -> float:
+def _bottleneck(config: RunConfig, costs: Modelled, load: Workload) -> float:
     """Seconds of a step of whoever is slower, samplers or learner, if nobody ever waited."""
-    costs, sampler = Modelled(gpu, config, model), config.sampler
+    sampler = config.sampler
     rows = config.schedule.groups_per_step * sampler.group_size
     running = min(sampler.max_running, max(1, rows // sampler.replicas))
     context = running * (load.prompts[0] + load.mean_length / 2)
     sampling = rows * load.mean_length * costs.decode(running, context) / running / sampler.replicas
     groups_N = np.arange(rows) // sampler.group_size
     lengths_N = np.resize(np.concatenate([np.array(group) for group in load.lengths]), rows)
-    learning = costs.update(Shape(groups_N, np.full(rows, load.prompts[0]), lengths_N))
+    learning = costs.update(Table(groups_N, np.full(rows, load.prompts[0]), lengths_N))
     return max(sampling, learning)
 
 
-def _looked_at(config: RunConfig, model: Model, load: Workload, gpu: Gpu) -> Split:
+def _looked_at(config: RunConfig, model: Model, costs: Modelled, load: Workload, gpu: Gpu) -> Split:
     learner, sampler = learner_bytes(config, model.sizes), sampler_bytes(config, model.sizes, load)
     fits = max(learner, sampler) <= ROOM * gpu.memory
-    forecast = simulate(config, Modelled(gpu, config, model), load) if fits else None
+    forecast = simulate(config, costs, load) if fits else None
     return Split(config, learner / GIB, sampler / GIB, forecast)
 
 
@@ -205,7 +221,13 @@ def memory(split: Split) -> str:
 
 
 def of_gpus(
-    config: RunConfig, *, gpu: str, gpus: int, like: str = "", mean_length: float = 0.0
+    config: RunConfig,
+    *,
+    gpu: str,
+    nodes: int,
+    per_node: int = 8,
+    like: str = "",
+    mean_length: float = 0.0,
 ) -> str:
     """The plan for a cluster that nobody has here, as text. Raises ValueError for what is not
     known of it, and where nothing fits."""
@@ -213,7 +235,8 @@ def of_gpus(
         raise ValueError(f"--gpu {gpu} is not known; there are {', '.join(GPUS)}")
     model = describe(config.model.path)
     load, told = workload(config, like=like, mean_length=mean_length)
-    found = best_first(config, model, load, gpu=GPUS[gpu], gpus=gpus)
+    gpus = nodes * per_node
+    found = best_first(config, model, load, gpu=GPUS[gpu], gpus=gpus, per_node=per_node)
     if found[0].forecast is None:
         needs = max(found[0].learner_gib, found[0].sampler_gib)
         raise ValueError(

@@ -88,7 +88,6 @@ class Run:
         self.seconds: dict[str, float] = {}
         self._lap: dict[str, float] = {}
         """Seconds per phase since the last logged step; `seconds` counts from the first."""
-        self._looks: list[asyncio.Task[None]] = []
         self._evaluation: asyncio.Task[None] | None = None
         self.evaluations: dict[int, dict[str, float]] = {}
         self.examples: dict[int, str] = {}
@@ -176,13 +175,7 @@ class Run:
         watching = asyncio.create_task(self._watch_window(count))
         try:
             async with asyncio.timeout(self.config.cluster.step_timeout):
-                groups: list[ScoredGroup] = []
-                for size in part_sizes(count, self.config.schedule.parts):
-                    part = await self.window.take(size)
-                    if size < count:
-                        self._looks.append(asyncio.create_task(self._look(part)))
-                    groups += part
-                return groups
+                return await self._take(count)
         except TimeoutError:
             raise RuntimeError(
                 f"no {count} groups within {self.config.cluster.step_timeout:.0f} s: "
@@ -191,6 +184,17 @@ class Run:
             ) from None
         finally:
             watching.cancel()
+
+    async def _take(self, count: int) -> list[ScoredGroup]:
+        """In parts, of which the learner looks at one while the next is waited for. A look that
+        fails ends the waiting."""
+        groups: list[ScoredGroup] = []
+        async with asyncio.TaskGroup() as looks:
+            for size in part_sizes(count, self.config.schedule.parts):
+                groups += await self.window.take(size)
+                if size < count:
+                    looks.create_task(self._look(groups[-size:]))
+        return groups
 
     async def _look(self, groups: list[ScoredGroup]) -> None:
         table = self.table(groups, step=self.window.version + 1)
@@ -215,8 +219,6 @@ class Run:
         bound = self.config.schedule.max_staleness if self.inputs.prompts is not None else None
         try:
             with self.timed("update"):
-                looks, self._looks = self._looks, []
-                await asyncio.gather(*looks)
                 reports = await self.learners.all("update", ray.put(table), bound)
         finally:
             watching.cancel()

@@ -57,11 +57,11 @@ def functions_of(config: RewardConfig) -> list[Verifier]:
     return [load(**verifier) for verifier in settings_of(config)["verifiers"]]
 
 
-def check(config: RewardConfig) -> list[str]:
+def check(config: RewardConfig, *, grows: bool = False) -> list[str]:
     """What was found, for people; the tier of the sandbox where programs are run.
 
-    Raises ValueError for a verifier that is not there, options that it does not take, or programs
-    without a sandbox.
+    Raises ValueError for a verifier that is not there, options that it does not take, programs
+    without a sandbox, and one that judges siblings together where a group `grows` round by round.
     """
     services_of(config)
     notes: list[str] = []
@@ -75,6 +75,12 @@ def check(config: RewardConfig) -> list[str]:
                 )
             notes.append(f"verifier {verifier.name}: {sandbox_of(config)}")
         elif not verifier.built_in:
+            if verifier.form.batch and grows:
+                raise ValueError(
+                    f"verifier {verifier.name} ({verifier.form.name} form) judges all completions "
+                    "of a prompt together, and schedule.max_group_size samples and scores them "
+                    "round by round: set it to 0, or write the verifier for one completion"
+                )
             whole = ", once for all completions of a prompt" * verifier.form.batch
             notes.append(f"verifier {verifier.name}: {verifier.form.name} form{whole}")
     return notes

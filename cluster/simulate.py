@@ -6,6 +6,7 @@ A completion is one token long here, whatever it costs: the table of a step stay
 
 import asyncio
 import contextlib
+import functools
 import heapq
 import itertools
 import math
@@ -22,7 +23,8 @@ import numpy as np
 
 from cluster import loop
 from cluster.config import RunConfig
-from cluster.costs import Costs, Shape
+from cluster.costs import Costs, Table
+from cluster.errors import first_failure
 from cluster.ledger import Ledger
 from cluster.pool import Pool
 from cluster.run import Run
@@ -35,7 +37,7 @@ from rollout.config import InFlight
 from rollout.schema import read_table, to_table
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Workload:
     """Groups to draw from: what their prompts and completions are long, and their rewards."""
 
@@ -78,7 +80,7 @@ class Workload:
             rewards=(tuple(float(i % 2) for i in range(size)),) * 256,
         )
 
-    @property
+    @functools.cached_property
     def mean_length(self) -> float:
         return statistics.fmean(itertools.chain.from_iterable(self.lengths))
 
@@ -104,12 +106,15 @@ class Forecast:
     staleness_max: float
 
 
-class Contention:
-    """Who is at work, where samplers and learner share cores."""
+class Shared:
+    """What samplers, scorers and the learner know of each other."""
 
     def __init__(self) -> None:
         self.sampling = 0
+        """Samplers at work, on the cores that the learner wants"""
         self.learning = False
+        self.scored: dict[str, int] = {}
+        """Completions of a prompt so far: where a growing group's next round begins"""
 
 
 @dataclass(slots=True)
@@ -132,7 +137,7 @@ class VirtualSampler:
     """Continuous batching: a completion joins the batch between two steps and leaves it when it
     ends. All steps up to the next event are one sleep, so that tokens cost nothing."""
 
-    def __init__(self, costs: Costs, config: RunConfig, load: Workload, both: Contention) -> None:
+    def __init__(self, costs: Costs, config: RunConfig, load: Workload, both: Shared) -> None:
         self._costs, self._load, self._both = costs, load, both
         self._slots, self._most = config.sampler.max_running, config.sampler.sampling.max_tokens
         self._keeps_kv = config.sampler.keep_kv
@@ -146,7 +151,7 @@ class VirtualSampler:
         self._numbers = itertools.count()
         self._changed = asyncio.Event()
         self._idle, self._still, self._turn = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._paused = False
+        self._paused = self._draining = False
         self.version = 0
         self.busy = 0.0
         """Slots times seconds"""
@@ -155,7 +160,8 @@ class VirtualSampler:
     async def _generate(self, prompt: Prompt, _: Any, seeds: Sequence[int]) -> tuple[Any, ...]:
         index, count = int(prompt.extra), max(1, len(seeds))
         known = self._load.lengths[index]
-        lengths = [min(known[sibling % len(known)], self._most) for sibling in range(count)]
+        start = self._both.scored.get(prompt.id, 0)
+        lengths = [min(known[(start + i) % len(known)], self._most) for i in range(count)]
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         group = _Group(self._load.prompts[index], lengths, answer, missing=count)
         self._waiting.extend((sibling, group) for sibling in range(count))
@@ -174,13 +180,11 @@ class VirtualSampler:
             self._running, self._context = [], 0
         self._changed.set()
         if in_flight == "wait":
-            self._paused = False
-            held, self._waiting = self._waiting, deque()
+            self._paused, self._draining = False, True  # nobody joins, until all have ended
             while self._running:
                 self._idle.clear()
                 await self._idle.wait()
-            self._waiting.extendleft(reversed(held))
-            self._paused = True
+            self._paused, self._draining = True, False
             self._changed.set()
         await self._still.wait()
 
@@ -209,12 +213,13 @@ class VirtualSampler:
                 self._idle.set()
             if self._paused:
                 self._still.set()
-            if self._paused or not (self._waiting or self._running):
+            joins = self._waiting and len(self._running) < self._slots and not self._draining
+            if self._paused or not (joins or self._running):
                 await self._changed.wait()
                 continue
             self._both.sampling += 1
             began = now()
-            if self._stale or (self._waiting and len(self._running) < self._slots):
+            if self._stale or joins:
                 await asyncio.sleep(self._admit() * self._slower)
             else:
                 running = len(self._running)
@@ -250,7 +255,7 @@ class VirtualSampler:
             async with asyncio.timeout(steps * each):
                 await self._changed.wait()
             # Somebody came, or all stand still, in the middle of a step: it is finished first.
-            steps = min(steps, math.ceil((now() - began) / each))
+            steps = min(steps, max(1, math.ceil((now() - began) / each)))
             await asyncio.sleep(max(0.0, began + steps * each - now()))
         if len(self._running) != running:
             return  # aborted
@@ -280,7 +285,7 @@ class VirtualRun:
 
     def __init__(self, config: RunConfig, costs: Costs, load: Workload, folder: Path) -> None:
         self.config, self._costs, self._load = config, costs, load
-        self._both = Contention()
+        self._both = Shared()
         self.engines = [
             VirtualSampler(costs, config, load, self._both) for _ in range(config.sampler.replicas)
         ]
@@ -299,6 +304,7 @@ class VirtualRun:
         self.sampled_groups = 0
         self.resumed_from = -1  # nobody judges steps or greedy completions here
         self.ends: list[float] = []
+        self.rows: list[int] = []
         self.busy: list[tuple[float, float]] = []
         """(slots times seconds of all samplers, seconds of the learner) up to each step's end"""
         self.staleness: list[tuple[float, float]] = []
@@ -306,15 +312,16 @@ class VirtualRun:
         self.judged = lambda *given: Run.judged(self, *given)  # type: ignore[arg-type]
 
     async def _score(self, prompt: Prompt, completions: Sequence[Any]) -> list[Score]:
-        known = self._load.rewards[int(prompt.extra)]
-        return [Score(reward=known[i % len(known)], parts={}) for i, _ in enumerate(completions)]
+        known, start = self._load.rewards[int(prompt.extra)], self._both.scored.get(prompt.id, 0)
+        self._both.scored[prompt.id] = start + len(completions)
+        numbers = range(start, start + len(completions))
+        return [Score(reward=known[i % len(known)], parts={}) for i in numbers]
 
     def _expected(self, prompt: Prompt) -> float:
         """As after an epoch; a completion's own arrays do not tell its length here."""
         return statistics.fmean(self._load.lengths[int(prompt.extra)]) / self._load.mean_length
 
     async def restore(self) -> int:
-        self._working = [asyncio.create_task(engine.work()) for engine in self.engines]
         return 0
 
     async def publish(self, version: int) -> dict[str, float]:
@@ -337,7 +344,8 @@ class VirtualRun:
     async def update(self, table: Any) -> dict[str, float]:
         lengths_N = np.array([ids[0] for ids in table["completion_ids"].to_pylist()])
         prompts_N = np.array([self._load.prompts[int(i)] for i in table["extra"].to_pylist()])
-        shape = Shape(table["group_id"].to_numpy(), prompts_N, lengths_N)
+        shape = Table(table["group_id"].to_numpy(), prompts_N, lengths_N)
+        self.rows.append(table.num_rows)
         await self._learn(self._costs.update(shape))
         return {}
 
@@ -373,17 +381,17 @@ class VirtualRun:
         yield
 
     def forecast(self) -> Forecast:
-        """The first steps, which all samplers begin with nothing to do, are left out."""
-        warm = min(self.config.schedule.max_staleness + 1, len(self.ends) - 2)
-        seconds = self.ends[-1] - self.ends[warm]
-        steps = len(self.ends) - 1 - warm
+        """Without the first steps, which all samplers begin with nothing to do, and the last ones,
+        when no more prompts come."""
+        lead = self.config.schedule.max_staleness + 1
+        warm, end = lead, len(self.ends) - 1 - lead
+        seconds, steps = self.ends[end] - self.ends[warm], end - warm
         slots = len(self.engines) * self.config.sampler.max_running
-        sampled, learned = (b - a for a, b in zip(self.busy[warm], self.busy[-1], strict=True))
-        ages = self.staleness[warm + 1 :]
-        rows = self.config.schedule.groups_per_step * self.config.sampler.group_size
+        sampled, learned = (b - a for a, b in zip(self.busy[warm], self.busy[end], strict=True))
+        ages = self.staleness[warm + 1 : end + 1]
         return Forecast(
             step_seconds=seconds / steps,
-            completions_per_second=rows * steps / seconds,
+            completions_per_second=sum(self.rows[warm + 1 : end + 1]) / seconds,
             samplers_idle=1 - sampled / (seconds * slots),
             learner_idle=1 - learned / seconds,
             staleness_mean=statistics.fmean(mean for mean, _ in ages),
@@ -393,15 +401,20 @@ class VirtualRun:
 
 def simulate(config: RunConfig, costs: Costs, load: Workload, *, steps: int = 0) -> Forecast:
     """The recipe's schedule, samplers and learner on these costs and lengths."""
-    steps = steps or 3 * (config.schedule.max_staleness + 1) + 8
+    steps = max(steps, 3 * (config.schedule.max_staleness + 1) + 8)
     config = config.model_copy(update={"steps": steps})
 
     async def work() -> Forecast:
         with tempfile.TemporaryDirectory(prefix="cohort-plan-") as folder:
             run: Any = VirtualRun(config, costs, load, Path(folder))
-            await loop.train(run)
-            for task in run._working:
-                task.cancel()
+            async with asyncio.TaskGroup() as samplers:  # one that fails ends all
+                working = [samplers.create_task(engine.work()) for engine in run.engines]
+                await loop.train(run)
+                for task in working:
+                    task.cancel()
             return run.forecast()
 
-    return in_virtual_time(work)
+    try:
+        return in_virtual_time(work)
+    except BaseExceptionGroup as group:
+        raise first_failure(group) from group

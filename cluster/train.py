@@ -24,7 +24,7 @@ from cluster import checkpoint, loop
 from cluster import inputs as inputs_module
 from cluster.config import RunConfig, load
 from cluster.device import Device, resolve
-from cluster.errors import Stopped
+from cluster.errors import Stopped, first_failure
 from cluster.evaluate import evaluate
 from cluster.files import free_name, write_json
 from cluster.inputs import Inputs
@@ -69,7 +69,7 @@ def execute(
     """Run inside a claimed folder and a Ray session."""
     _save_config(config)
     device = resolve(config, gpus=ray.cluster_resources().get("GPU", 0))
-    _check_capacity(config, device, Shape.of(config, learns=True, samples=inputs.needs_samplers))
+    check_capacity(config, device, Shape.of(config, learns=True, samples=inputs.needs_samplers))
     for note in inputs.notes:
         progress.line(note)
     started = time.monotonic()
@@ -105,7 +105,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> dict[str, float
         progress = Progress(config.logging.progress)
         with ray_session(config, progress):
             device = resolve(config, gpus=ray.cluster_resources().get("GPU", 0))
-            _check_capacity(config, device, Shape.of(config, learns=False, samples=True))
+            check_capacity(config, device, Shape.of(config, learns=False, samples=True))
             run = Run(config, inputs, device, progress, learns=False)
             try:
                 metrics = asyncio.run(guarded(_evaluation(run)))
@@ -157,14 +157,6 @@ async def _body(run: Run) -> None:
     async with run.progress.shown():
         await run.start()
         await loop.train(run)
-
-
-def first_failure(group: BaseExceptionGroup) -> BaseException:
-    """The first leaf of a tree of errors: what failed first, before others failed because of it."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 # -- the run folder
@@ -227,7 +219,10 @@ def _check_same_run(config: RunConfig, folder: Path) -> None:
                 f"{folder} is a run already and checkpoint.resume=never: set another name, or "
                 "start anew with --fresh (the old folder is moved aside)"
             )
-        theirs = json.loads(saved.read_text())["deciding"]
+        # An option that came later than their run was at its default in it.
+        defaults = json.loads(json.dumps(RunConfig().deciding()))
+        since = {key: value for key, value in defaults.items() if key in ours}
+        theirs = since | json.loads(saved.read_text())["deciding"]
         if theirs != ours:
             changed = [
                 f"  {key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} here"
@@ -301,7 +296,7 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_capacity(config: RunConfig, device: Device, shape: Shape) -> None:
+def check_capacity(config: RunConfig, device: Device, shape: Shape) -> None:
     wanted, there = shape.devices(config, device), ray.cluster_resources().get(device.resource, 0)
     if wanted > there:
         raise ValueError(

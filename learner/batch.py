@@ -227,15 +227,15 @@ def plan(
     stands: Layout = "padded"
     if work is not None:
         padded = padded_work(per_rank, lengths_N, work)
-        packed = WORTH_PACKING * float(work.of(lengths_N[useful]).sum())
-        if packed < padded:
-            stands, padded = "packed", packed
+        packed = float(work.of(lengths_N[useful]).sum()) / ranks
+        if WORTH_PACKING * packed < padded:
+            stands = "packed"
         if siblings is not None and len(useful):
-            families = siblings.families(lengths_N, useful)
+            families = siblings.families(lengths_N, useful, budget=micro_batch_tokens, ranks=ranks)
             widths = np.array([siblings.width(lengths_N, family) for family in families])
             every = np.arange(len(families))
             by_family = by_length(widths, every, ranks=ranks, budget=micro_batch_tokens)
-            if WORTH_SHARING * padded_work(by_family, widths, work) < padded:
+            if WORTH_SHARING * padded_work(by_family, widths, work) < min(padded, packed):
                 stands = "shared"
                 per_rank = [
                     [np.concatenate([families[i] for i in batch]) for batch in batches]
@@ -352,7 +352,8 @@ def collate(
         return torch.from_numpy(array).to(device)
 
     if shares and lengths:
-        return _shared(rows, trains_ST, np.asarray(batch), tuple(spans), tensor)
+        families = rows.siblings.families(rows.lengths_N, np.asarray(batch), budget=budget)
+        return _shared(rows, trains_ST, batch, families, tuple(spans), tensor)
     alone = [[index] for index in range(len(batch))]
     stands = alone
     if work is not None and lengths:
@@ -392,14 +393,14 @@ def collate(
 def _shared(
     rows: Rows,
     trains_ST: np.ndarray,
-    batch: np.ndarray,
+    batch: Sequence[int] | np.ndarray,
+    families: list[np.ndarray],
     spans: tuple[tuple[int, int, int], ...],
     tensor: Callable[[np.ndarray], Tensor],
 ) -> Tokens:
     """Each family in a row: its prompt but for the last token, then, for each sibling, that token
     and the completion."""
     siblings, lengths_N = rows.siblings, rows.lengths_N
-    families = siblings.families(lengths_N, batch)
     shape_BT = (len(families), max(siblings.width(lengths_N, family) for family in families))
     tokens_BT, position_ids_BT, kin_BT = (np.zeros(shape_BT, dtype=np.int64) for _ in range(3))
     trains_BT = np.zeros(shape_BT, dtype=np.bool_)

@@ -5,6 +5,7 @@ hold several sequences, one behind the other.
 """
 
 import heapq
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,13 +81,21 @@ class Siblings:
     prompts_N: np.ndarray
     """Length of each row's prompt"""
 
-    def families(self, lengths_N: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
-        """The chosen rows, those together that can stand behind one copy of their prompt."""
+    def families(
+        self, lengths_N: np.ndarray, chosen: np.ndarray, *, budget: int, ranks: int = 1
+    ) -> list[np.ndarray]:
+        """The chosen rows, those together that stand behind one copy of their prompt: on `budget`
+        slots at most, and in as many parts as it takes to give each rank one."""
         found: list[np.ndarray] = []
-        for group in np.unique(self.groups_N[chosen]):
+        groups = np.unique(self.groups_N[chosen])
+        parts, widest = -(-ranks // max(1, len(groups))), min(WIDEST, budget)
+        for group in groups:
             members: list[int] = []
-            for row in chosen[self.groups_N[chosen] == group].tolist():
-                if members and self.width(lengths_N, np.array([*members, row])) > WIDEST:
+            every = chosen[self.groups_N[chosen] == group].tolist()
+            most = -(-len(every) // parts)
+            for row in every:
+                wide = self.width(lengths_N, np.array([*members, row])) > widest
+                if members and (wide or len(members) == most):
                     found.append(np.array(members))
                     members = []
                 members.append(row)
@@ -159,9 +168,14 @@ def by_length(
 
 
 def padded_work(per_rank: list[list[np.ndarray]], lengths_N: np.ndarray, work: Work) -> float:
-    """Of micro-batches of these rows, each as wide as its longest."""
-    batches = [lengths_N[batch] for batches in per_rank for batch in batches if len(batch)]
-    return float(sum(len(lengths) * work.of(lengths.max()) for lengths in batches))
+    """Of micro-batches of these rows, each as wide as its longest: at each, that of the busiest
+    rank, since the others wait for it."""
+
+    def of(batch: np.ndarray) -> float:
+        return len(batch) * float(work.of(lengths_N[batch].max())) if len(batch) else 0.0
+
+    together = itertools.zip_longest(*per_rank, fillvalue=np.empty(0, dtype=np.int64))
+    return sum(max(map(of, batches)) for batches in together)
 
 
 def _cut(order: np.ndarray, lengths_N: np.ndarray, budget: int) -> list[np.ndarray]:

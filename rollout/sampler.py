@@ -106,7 +106,7 @@ class Sampler:
             **device_args,
             # With chunked prefill, a seeded request that is prefilled in parts kills the CPU engine
             # (its generator has no offset); without it the batch must hold the longest prompt.
-            "max_num_batched_tokens": max(4096, max_model_len),
+            "max_num_batched_tokens": max(4096, max_model_len, config.max_running + 1),
             **config.engine,
         }
 
@@ -250,15 +250,15 @@ class Sampler:
         return self._ask(add)
 
     def _feed(self) -> None:
-        """Hand the engine as many completions as it runs at once. None waits inside of it, so that
-        nobody has begun there under weights that are gone, and what is scored is next."""
+        """Hand the engine as many completions as it runs at once. Where its cache has room none
+        waits inside of it: what is scored there waits for no prompt that is new."""
         while self._line and self._decoding < self._most and self._pausing is None:
             group, index = self._line.popleft()
             try:
                 self._add(group, index)
             except Exception as error:  # all of its siblings or none
-                self._end([group])
                 group.future.set_exception(error)
+                self._end([group])
 
     def _end(self, groups: Sequence[_Pending]) -> None:
         """Forget completions, those that are under way included."""
@@ -381,9 +381,9 @@ class Sampler:
     def _begin_anew(self, names: list[str]) -> None:
         """What they would find in the prefix cache is not of the weights of now."""
         self._engine.abort_request(names)
-        again = [self._pending.pop(name) for name in names]
-        self._decoding -= sum(group.may_end for group, _ in again)
-        for group, index in again:
+        for name in names:
+            group, index = self._pending.pop(name)
+            self._decoding -= group.may_end
             self._add(group, index)
 
     def update(self, phase: Literal["init", "start", "update"], info: dict[str, Any]) -> Future:

@@ -92,6 +92,38 @@ def test_a_run_folder_of_another_config_shows_what_differs(tiny: Path, tmp_path:
     assert saved["deciding"]["learner.optim.lr"] == 0.001, "the refused run changed the folder"
 
 
+def test_an_option_that_came_later_does_not_keep_a_run_from_going_on(tiny: Path, tmp_path: Path):
+    from cluster.config import load
+    from cluster.train import claimed
+
+    arguments = small_recipe(tmp_path, tiny, name="old")
+    config = load(arguments[:1], arguments[1:]).config
+    with claimed(config):
+        (config.folder / "ledger.jsonl").touch()
+    saved = json.loads((config.folder / "config.json").read_text())
+    del saved["deciding"]["schedule.parts"]
+    (config.folder / "config.json").write_text(json.dumps(saved))
+    with claimed(config):
+        pass
+    asks = load(arguments[:1], [*arguments[1:], "schedule.max_group_size=8"]).config
+    says = r"schedule.max_group_size: 0 there, 8 here"
+    with pytest.raises(ValueError, match=says), claimed(asks):
+        pass
+
+
+def test_a_verifier_of_whole_groups_refuses_groups_that_grow(tiny: Path, tmp_path: Path):
+    from cluster import inputs
+    from cluster.config import load
+
+    (tmp_path / "whole.py").write_text("def f(completions, **kwargs):\n    return [0.0] * 4\n")
+    verifiers = f'rewards.verifiers={{"{tmp_path}/whole.py:f": 1.0}}'
+    arguments = [*small_recipe(tmp_path, tiny, name="p"), verifiers]
+    inputs.read(load(arguments[:1], arguments[1:]).config)
+    growing = load(arguments[:1], [*arguments[1:], "schedule.max_group_size=8"]).config
+    with pytest.raises(ValueError, match="judges all completions of a prompt together"):
+        inputs.read(growing)
+
+
 def test_two_processes_in_one_run_folder(tiny: Path, tmp_path: Path):
     from cluster.config import load
     from cluster.train import claimed

@@ -235,9 +235,33 @@ def test_siblings_share_a_prompt_that_is_long_and_no_short_one():
 
 def test_a_family_too_wide_for_a_mask_is_cut():
     rows = read_rows(to_table([family(3000, (2000,) * 6)], step=1, run="r", temperature=1.0))
-    families = rows.siblings.families(rows.lengths_N, np.arange(6))
-    assert [len(family) for family in families] == [2, 2, 2]
-    assert all(rows.siblings.width(rows.lengths_N, f) <= WIDEST for f in families)
+    siblings, everyone = rows.siblings, np.arange(6)
+
+    def sizes(**given: int) -> list[int]:
+        return [len(f) for f in siblings.families(rows.lengths_N, everyone, **given)]
+
+    assert sizes(budget=1 << 20) == [2, 2, 2], "WIDEST"
+    assert sizes(budget=6000) == [1] * 6
+    assert sizes(budget=1 << 20, ranks=6) == [1] * 6, "a part for each rank"
+    for found in siblings.families(rows.lengths_N, everyone, budget=1 << 20):
+        assert siblings.width(rows.lengths_N, found) <= WIDEST
+
+
+def test_no_rank_idles_so_that_siblings_may_share():
+    """Two groups on eight ranks: whole families would leave six of them with nothing to do."""
+    given = [family(300, (400,) * 16, ticket) for ticket in range(2)]
+    rows = read_rows(to_table(given, step=1, run="r", temperature=1.0))
+    planned = plan(
+        rows.trains_NT.sum(axis=1),
+        rows.lengths_N,
+        np.arange(32),
+        ranks=8,
+        micro_batch_tokens=1 << 14,
+        work=Work(1.0, 1e-4),
+        siblings=rows.siblings,
+    )
+    assert all(len(part.rows) for slices in planned for part in slices)
+    assert len({len(slices[0].rows) for slices in planned}) == 1
 
 
 def test_what_comes_before_a_sequence_in_its_row_changes_nothing():

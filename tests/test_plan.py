@@ -12,7 +12,7 @@ from runs import cohort, small_recipe
 from cluster.calibrate import Fit
 from cluster.cli import main
 from cluster.config import RunConfig, load
-from cluster.costs import GPUS, Constants, Measured, Model, Modelled, Shape, volume
+from cluster.costs import GPUS, Constants, Measured, Model, Modelled, Table, volume
 from cluster.plan import best_first, describe, learner_bytes, splits
 from cluster.simulate import VirtualRun, Workload, simulate
 from cluster.virtual import in_virtual_time
@@ -115,10 +115,37 @@ def test_groups_without_signal_are_sampled_again_in_the_forecast_too():
     assert seconds_of(discard, load=uniform) > seconds_of(train, load=uniform) + 0.1
 
 
+def test_growing_groups_go_on_where_they_were():
+    """A recorded group of two rounds, the second of which ends it: two rounds, not three."""
+    grown = Workload(prompts=(10,), lengths=((20, 20, 20, 20),), rewards=((0.0, 0.0, 1.0, 0.0),))
+    found = {}
+    for most in (0, 6):
+        config = recipe(**{"schedule.max_group_size": most, "sampler.max_running": 64})
+        found[most] = simulate(config, Measured(PLAIN, config, SEVEN), grown)
+    assert found[6].step_seconds == pytest.approx(found[0].step_seconds + 0.2)
+    per_step = {most: f.completions_per_second * f.step_seconds for most, f in found.items()}
+    assert per_step == pytest.approx({0: 8, 6: 16})
+
+
+def test_a_search_that_never_ends_is_one_plain_error():
+    uniform = Workload(prompts=(10,), lengths=((20, 20),), rewards=((1.0, 1.0),))
+    config = recipe(**{"schedule.uniform_groups": "discard"})
+    with pytest.raises(RuntimeError, match="groups had uniform rewards"):
+        simulate(config, Measured(PLAIN, config, SEVEN), uniform)
+
+
+def test_a_critic_needs_twice_the_memory_and_adapters_next_to_none():
+    plain, ppo = recipe(), recipe(**{"learner.algorithm.name": "ppo"})
+    lora = recipe(**{"model.lora.rank": 16})
+    states = 16 * 7.6e9
+    assert learner_bytes(ppo, SIZES) - learner_bytes(plain, SIZES) == pytest.approx(states, rel=0.3)
+    assert learner_bytes(lora, SIZES) < learner_bytes(plain, SIZES) - 0.6 * states
+
+
 def test_the_volume_of_an_update_is_what_the_learner_plans():
     config = recipe(**{"learner.micro_batch_tokens": 64, "learner.packing": "false"})
     prompts, lengths = np.full(4, 10), np.array([10, 22, 22, 10])
-    found = volume(config, SEVEN, Shape(np.arange(4), prompts, lengths))
+    found = volume(config, SEVEN, Table(np.arange(4), prompts, lengths))
     # Two rows of 32 slots, then two of 20; a logit takes 6 * hidden * vocabulary.
     slots, logits = 2 * 32 + 2 * 20, 64
     assert found.micro_batches == 2
@@ -183,6 +210,9 @@ def test_lognormal_lengths_have_their_mean_and_siblings_are_alike():
         (["--gpu", "h100", "--nodes", "1", "--gpus-per-node", "1"], "1 GPUs cannot be split"),
         (["--constants", "/nowhere.json"], "does not hold what `plan --measure` writes"),
         (["--gpu", "h100", "model.path="], "model.path is not set"),
+        (["--gpu", "h100", "learner.algorithm.name=sft"], "a supervised recipe samples nothing"),
+        (["--gpu", "h100", "sampler.tensor_parallel=16"], "is more than the 8 GPUs of a node"),
+        (["--measure", "/nowhere/c.json"], "no folder /nowhere"),
     ],
 )
 def test_bad_words_are_refused(
@@ -217,6 +247,7 @@ def test_a_model_too_large_says_what_would_help(
     assert "nothing fits" in (said := capsys.readouterr().err) and "tensor_parallel" in said
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.vllm
 @pytest.mark.deepspeed

@@ -144,7 +144,9 @@ def test_a_run_killed_behind_a_checkpoint_ends_with_the_undisturbed_runs_weights
     assert digests[0] == digests[1]
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_everything(signal_number: int, tiny: Path, tmp_path: Path):
     arguments = small_recipe(tmp_path, tiny, name="stopped", steps="10000")
     folder = tmp_path / "outputs" / "stopped"
