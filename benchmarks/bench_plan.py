@@ -57,7 +57,7 @@ def b13() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small = demo_model(folder / "demo")
-        large = random_model(folder / "large", hidden=256, layers=6)
+        large = random_model(folder / "large", hidden=192, layers=3, vocabulary=1024)
         for word in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             if (file := Path(small) / word).exists():
                 (Path(large) / word).write_bytes(file.read_bytes())
