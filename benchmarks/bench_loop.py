@@ -187,8 +187,8 @@ def virtual_run(samplers: int, *, staleness: int, steps: int, seed: int) -> tupl
     import numpy as np
 
     from cluster.loop import admit
+    from cluster.planner.virtual import in_virtual_time
     from cluster.pool import Pool
-    from cluster.virtual import in_virtual_time
     from cluster.window import Window
 
     per_step, siblings, warm = samplers * GROUPS, siblings_of(8), 2 * staleness

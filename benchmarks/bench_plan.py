@@ -49,9 +49,9 @@ def b13() -> None:
     """Constants are measured on one recipe per model; so are the lengths. The other recipes differ
     in schedule, groups, their size and the longest completion."""
     from cluster.config import load
-    from cluster.costs import Constants, Measured
-    from cluster.plan import describe
-    from cluster.simulate import Workload, simulate
+    from cluster.planner.costs import Constants, Measured
+    from cluster.planner.plan import describe
+    from cluster.planner.simulate import Workload, simulate
 
     errors, shown = [], []
     with tempfile.TemporaryDirectory() as name:

@@ -117,10 +117,10 @@ def plan(argv: Sequence[str]) -> int:
     config.check()
     if config.is_supervised:
         raise ValueError("a supervised recipe samples nothing: there is nothing to plan")
-    from cluster import plan as planner
+    from cluster.planner import plan as planner
 
     if "measure" in flags:
-        from cluster.calibrate import measure
+        from cluster.planner.calibrate import measure
 
         folder = Path(flags["measure"]).resolve().parent
         if not folder.is_dir():

@@ -13,7 +13,7 @@ LINE = ("rewards", "rollout", "learner", "cluster")
 FILES = [path for package in LINE for path in sorted((ROOT / package).rglob("*.py"))]
 
 ONLY_IN = {
-    "ray": lambda f: f.parent.name == "cluster",
+    "ray": lambda f: f.relative_to(ROOT).parts[0] == "cluster",
     "deepspeed": lambda f: f.name in ("engine.py", "source.py") and f.parent.name == "learner",
     "vllm": lambda f: (
         f.name in ("sampler.py", "receive.py", "transfer.py") and f.parent.name == "rollout"

@@ -104,6 +104,16 @@ def rows_of_lengths(lengths: tuple[int, ...]):
     return read_rows(to_table([scored], step=1, run="r", temperature=1.0))
 
 
+def said_of(policy: Any, batch: Any) -> tuple[torch.Tensor, ...]:
+    """Logprobs, entropies, and the gradient of a weighted sum of the former."""
+    logp_ST, entropy_ST = ask(policy, batch, 1000)
+    weights = torch.linspace(-1, 1, logp_ST.numel()).reshape(logp_ST.shape)
+    policy.zero_grad()
+    (logp_ST * weights).sum().backward()
+    gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+    return logp_ST.detach(), entropy_ST.detach(), gradient
+
+
 @pytest.mark.parametrize("name", sorted(PACKABLE))
 def test_packed_sequences_give_the_logprobs_and_gradients_of_padded_ones(name: str):
     import transformers
@@ -116,16 +126,11 @@ def test_packed_sequences_give_the_logprobs_and_gradients_of_padded_ones(name: s
     model = transformers.AutoModelForCausalLM.from_config(config)
     policy = Policy(model.eval(), temperature=1.0, logits_chunk=1 << 20)
     rows = rows_of_lengths((60, 3, 7, 25, 31, 4, 12, 58, 2, 20))
-    found = []
-    for work in (None, Work(1.0, 1e-6)):
-        batch = collate(rows, rows.trains_NT, np.arange(10), CPU, work=work)
-        logp_ST, entropy_ST = ask(policy, batch, 1000)
-        weights = torch.linspace(-1, 1, logp_ST.numel()).reshape(logp_ST.shape)
-        policy.zero_grad()
-        (logp_ST * weights).sum().backward()
-        gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
-        found.append((batch, logp_ST.detach(), entropy_ST.detach(), gradient))
-    (padded, *plain), (packed, *shared) = found
+    padded, packed = (
+        collate(rows, rows.trains_NT, np.arange(10), CPU, work=work)
+        for work in (None, Work(1.0, 1e-6))
+    )
+    plain, shared = said_of(policy, padded), said_of(policy, packed)
     assert packed.places_ST is not None, "nothing was packed: this proves nothing"
     assert packed.tokens_BT.numel() < 0.7 * padded.tokens_BT.numel()
     assert int(packed.trains_BT.sum()) == int(padded.trains_BT.sum())
@@ -156,16 +161,11 @@ def test_siblings_that_share_their_prompt_give_the_logprobs_and_gradients_of_pad
     assert can_share(model.config)
     policy = Policy(model.eval(), temperature=1.0, logits_chunk=1 << 20)
     rows = read_rows(to_table(FAMILIES, step=1, run="r", temperature=1.0))
-    order, found = np.array([8, 0, 4, 1, 5, 2, 9, 3, 6, 7]), []
-    for shares in (False, True):
-        batch = collate(rows, rows.trains_NT, order, CPU, shares=shares)
-        logp_ST, entropy_ST = ask(policy, batch, 1000)
-        weights = torch.linspace(-1, 1, logp_ST.numel()).reshape(logp_ST.shape)
-        policy.zero_grad()
-        (logp_ST * weights).sum().backward()
-        gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
-        found.append((batch, logp_ST.detach(), entropy_ST.detach(), gradient))
-    (padded, *plain), (together, *shared) = found
+    order = np.array([8, 0, 4, 1, 5, 2, 9, 3, 6, 7])
+    padded, together = (
+        collate(rows, rows.trains_NT, order, CPU, shares=shares) for shares in (False, True)
+    )
+    plain, shared = said_of(policy, padded), said_of(policy, together)
     assert together.tokens_BT.shape[0] == 3
     assert int(together.trains_BT.sum()) == int(padded.trains_BT.sum())
     for ours, theirs in zip(shared, plain, strict=True):

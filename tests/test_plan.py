@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from runs import cohort, small_recipe
 
-from cluster.calibrate import Fit
 from cluster.cli import main
 from cluster.config import RunConfig, load
-from cluster.costs import GPUS, Constants, Measured, Model, Modelled, Table, volume
-from cluster.plan import best_first, describe, learner_bytes, splits
-from cluster.simulate import VirtualRun, Workload, simulate
-from cluster.virtual import in_virtual_time
+from cluster.planner.calibrate import Fit
+from cluster.planner.costs import GPUS, Constants, Measured, Model, Modelled, Table, volume
+from cluster.planner.plan import best_first, describe, learner_bytes, splits
+from cluster.planner.simulate import VirtualRun, Workload, simulate
+from cluster.planner.virtual import in_virtual_time
 from learner.memory import Architecture
 from learner.packing import Work
 

@@ -1,5 +1,5 @@
-"""How long sampling, training and publishing take: constants measured by `cluster/calibrate.py`, or
-a roofline of accelerators that are not at hand. Formulas and sources: docs/planner.md.
+"""How long sampling, training and publishing take: constants measured by `calibrate.py`, or a
+roofline of accelerators that are not at hand. Formulas and sources: docs/planner.md.
 
 Times are seconds, sizes bytes. `running` completions are decoded together; `context` is the tokens
 that all of them attend to, summed.

@@ -16,13 +16,13 @@ import ray
 from cluster import inputs as inputs_module
 from cluster import loop
 from cluster.config import RunConfig
-from cluster.costs import Constants, Measured, Model, Table, volume
 from cluster.device import resolve
 from cluster.metrics import read_metrics
 from cluster.placement import Shape
+from cluster.planner.costs import Constants, Measured, Model, Table, volume
+from cluster.planner.simulate import Workload, simulate
 from cluster.progress import Progress
 from cluster.run import Run
-from cluster.simulate import Workload, simulate
 from cluster.train import check_capacity, guarded, ray_session
 from cluster.window import WindowState
 from rollout import ScoredGroup

@@ -1,7 +1,7 @@
 """`python -m cluster plan`: what a cluster will give a recipe, and how to split it.
 
-Memory per role by formula, time by the simulator (`cluster/simulate.py`) on measured constants or
-on a roofline of the named GPU.
+Memory per role by formula, time by the simulator (`simulate.py`) on measured constants or on a
+roofline of the named GPU.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.config import RunConfig
-from cluster.costs import (
+from cluster.planner.costs import (
     BYTES,
     GPUS,
     Constants,
@@ -21,7 +21,7 @@ from cluster.costs import (
     Table,
     kv_bytes,
 )
-from cluster.simulate import Forecast, Workload, simulate
+from cluster.planner.simulate import Forecast, Workload, simulate
 from learner.algorithms import build
 from learner.memory import Architecture, activations, frozen, states
 from learner.packing import Work, can_pack, can_share

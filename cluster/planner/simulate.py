@@ -23,12 +23,12 @@ import numpy as np
 
 from cluster import loop
 from cluster.config import RunConfig
-from cluster.costs import Costs, Table
 from cluster.errors import first_failure
 from cluster.ledger import Ledger
+from cluster.planner.costs import Costs, Table
+from cluster.planner.virtual import in_virtual_time
 from cluster.pool import Pool
 from cluster.run import Run
-from cluster.virtual import in_virtual_time
 from cluster.window import Window
 from learner.algorithms import build
 from rewards import Score
