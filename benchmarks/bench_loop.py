@@ -2,16 +2,13 @@
 
 import asyncio
 import itertools
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from measure import PAIRS, ROOT, demo_model, line
+from measure import PAIRS, ROOT, cohort, demo_model, line, trained
 
 STEPS = 24
 
@@ -45,14 +42,8 @@ def train(folder: Path, model: str, options: dict[str, Any]) -> list[dict[str, f
         "logging.tensorboard": "false",
         **options,
     }
-    recipe = ROOT / "recipes" / "demo.yaml"
-    words = [str(recipe), *(f"{key}={value}" for key, value in settings.items())]
-    command = [sys.executable, "-m", "cluster", "train", *words, "--fresh"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the run failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    text = (folder / "outputs" / "bench" / "metrics.jsonl").read_text()
-    return [row for row in map(json.loads, text.splitlines()) if "learner/loss" in row]
+    cohort("train", ROOT / "recipes" / "demo.yaml", settings, "--fresh")
+    return trained(folder / "outputs" / "bench")
 
 
 class Instant:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT, demo_model, line
+from measure import ROOT, demo_model, line, trained
 
 SAMPLER, LEARNER = 0, 1
 """Cores"""
@@ -76,13 +76,12 @@ async def _measured(run: Any) -> tuple[list[float], list[float], list[float]]:
     import ray
 
     from cluster import loop
-    from cluster.metrics import read_metrics
 
     await run.start()
     _pin("ray::Sampler", SAMPLER)
     _pin("ray::Learner", LEARNER)
     await loop.train(run)
-    ends = [row["time"] for row in read_metrics(run.folder) if "learner/loss" in row]
+    ends = [row["time"] for row in trained(run.folder)]
     steps = [b - a for a, b in itertools.pairwise(ends[SETTLED:])]
     size = run.config.schedule.groups_per_step
     with _busy(LEARNER):

@@ -8,13 +8,11 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from measure import ROOT, line
+from measure import ROOT, cohort, finished, line, trained
 
 PEERS = ROOT.parent / "shared" / "peers"
 PROMPTS, SIZE, LONGEST, STEPS, PAIRS = 8, 8, 64, 8, 3
@@ -49,17 +47,10 @@ def theirs(folder: Path, model: str, steps: int) -> tuple[float, list[float]]:
     words += ["--G", str(SIZE), "--prompts-per-step", str(PROMPTS), "--max-tokens", str(LONGEST)]
     words += ["--steps", str(steps), "--quiet", "2", "--grad-ckpt", "0"]
     command = [os.environ["TRL_PYTHON"], "-c", WITH_REWARDS, str(PEERS / "trl_bench.py"), *words]
-    timed, rewarded = _said(command, {"CUDA_VISIBLE_DEVICES": ""})[-2:]
+    own = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+    said = finished(command, env=own | {"CUDA_VISIBLE_DEVICES": ""})
+    timed, rewarded = [json.loads(t) for t in said.splitlines() if t.startswith("{")][-2:]
     return timed["completions_per_s"], rewarded["rewards"]
-
-
-def _said(command: list[str], env: dict[str, str]) -> list[dict[str, Any]]:
-    """The JSON lines of a command."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
-    done = subprocess.run(command, capture_output=True, text=True, env=clean | env)
-    if done.returncode:
-        raise RuntimeError(f"the run failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    return [json.loads(text) for text in done.stdout.splitlines() if text.startswith("{")]
 
 
 def ours(folder: Path, model: str, steps: int) -> tuple[float, list[float]]:
@@ -86,15 +77,10 @@ def ours(folder: Path, model: str, steps: int) -> tuple[float, list[float]]:
         "checkpoint.every": 0,
         "output_dir": folder / "outputs",
     }
-    words = [f"{key}={value}" for key, value in settings.items()]
     empty = folder / "empty.yaml"
     empty.write_text("")
-    command = [sys.executable, "-m", "cluster", "train", str(empty), *words, "--fresh"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the run failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    text = (folder / "outputs" / "peer" / "metrics.jsonl").read_text()
-    rows = [row for row in map(json.loads, text.splitlines()) if "learner/loss" in row]
+    cohort("train", empty, settings, "--fresh")
+    rows = trained(folder / "outputs" / "peer")
     seconds = [b["time"] - a["time"] for a, b in itertools.pairwise(rows[2:])]
     return PROMPTS * SIZE / statistics.median(seconds), [row["reward/mean"] for row in rows]
 
@@ -106,9 +92,7 @@ def b17() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subprocess.run(
-            [sys.executable, str(PEERS / "make_models.py"), name], check=True, capture_output=True
-        )
+        finished([sys.executable, str(PEERS / "make_models.py"), name])
         found = []
         for pair in range(PAIRS):
             both = (ours, theirs) if pair % 2 == 0 else (theirs, ours)

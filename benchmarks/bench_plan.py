@@ -2,14 +2,13 @@
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from bench_loop import train
-from measure import ROOT, demo_model, line, random_model
+from measure import ROOT, cohort, demo_model, line, random_model
 
 CONFIGURATIONS: list[tuple[int, int, int, int]] = [
     (0, 4, 8, 64),
@@ -86,11 +85,5 @@ def calibrated(folder: Path, model: str, dataset: Path) -> Path:
     """`cluster plan --measure` on the recipe that the lengths are of."""
     path = folder / f"{Path(model).name}.json"
     options = {**options_of((0, 16, 8, 64), model, dataset), "prepare": "", "eval.dataset": ""}
-    words = [f"{key}={value}" for key, value in options.items()]
-    command = [sys.executable, "-m", "cluster", "plan", "recipes/demo.yaml", *words]
-    done = subprocess.run(
-        [*command, "--measure", str(path)], cwd=ROOT, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(f"the measurement failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    cohort("plan", ROOT / "recipes" / "demo.yaml", options, "--measure", str(path))
     return path

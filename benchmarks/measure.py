@@ -4,6 +4,7 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -92,6 +93,27 @@ def chosen(benchmarks: Iterable[str]) -> list[str]:
         print(f"no benchmark {unknown}; there are {', '.join(known)}", file=sys.stderr)
         raise SystemExit(2)
     return known if not sys.argv[1:] or "all" in sys.argv[1:] else sys.argv[1:]
+
+
+def finished(command: list[str], *, env: dict[str, str] | None = None) -> str:
+    """What a command prints. Raises RuntimeError with the end of it when it fails."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise RuntimeError(f"the run failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def cohort(verb: str, recipe: Path, settings: dict[str, Any], *flags: str) -> str:
+    """`python -m cluster VERB`; what it prints."""
+    words = [str(recipe), *(f"{key}={value}" for key, value in settings.items())]
+    return finished([sys.executable, "-m", "cluster", verb, *words, *flags])
+
+
+def trained(run_folder: Path) -> list[dict[str, float]]:
+    """The metrics of a run's steps."""
+    from cluster.metrics import read_metrics
+
+    return [row for row in read_metrics(run_folder) if "learner/loss" in row]
 
 
 def demo_model(folder: Path) -> str:

@@ -125,7 +125,6 @@ def plan(argv: Sequence[str]) -> int:
         folder = Path(flags["measure"]).resolve().parent
         if not folder.is_dir():
             raise ValueError(f"--measure {flags['measure']}: no folder {folder}")
-
         found = measure(config, planner.describe(config.model.path))
         found.write(Path(flags["measure"]))
         print(f"wrote {flags['measure']}: plan --constants {flags['measure']} plans with it")

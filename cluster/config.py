@@ -243,9 +243,9 @@ class RunConfig(BaseModel):
                 f"schedule.spare_groups={schedule.spare_groups} needs schedule.in_flight=abort: "
                 "what is left of a step is sampled anew, or it would not be on-policy"
             )
-        algorithm = self.learner.algorithm
-        asks = algorithm.kl.coef or build(algorithm).critic or algorithm.anchor == "recomputed"
-        if schedule.parts > 1 and (self.is_supervised or not asks):
+        algorithm, row = self.learner.algorithm, build(self.learner.algorithm)
+        asks = algorithm.kl.coef or row.critic or algorithm.anchor == "recomputed"
+        if schedule.parts > 1 and (row.supervised or not asks):
             broken.append(
                 f"schedule.parts={schedule.parts} has no use: the learner asks no model about the "
                 "table before its update (anchor=recomputed, kl.coef or a critic would); set it "
@@ -266,8 +266,7 @@ class RunConfig(BaseModel):
                 f"sampler.keep_kv is for completions that go on, and schedule.in_flight="
                 f"{schedule.in_flight} leaves none: set it to keep, or keep_kv=false"
             )
-        compares = build(self.learner.algorithm).compares_siblings
-        if schedule.uniform_groups == "discard" and not compares:
+        if schedule.uniform_groups == "discard" and not row.compares_siblings:
             broken.append(
                 f"schedule.uniform_groups=discard: {self.learner.algorithm.name} learns from "
                 "groups with uniform rewards as well; use train"
@@ -278,7 +277,7 @@ class RunConfig(BaseModel):
                 f"schedule.max_group_size={most} is no multiple of sampler.group_size={size} above "
                 "it: a group grows by whole rounds; set 0 for none"
             )
-        if most and not compares:
+        if most and not row.compares_siblings:
             broken.append(
                 f"schedule.max_group_size={most}: {self.learner.algorithm.name} does not compare "
                 "the completions of a prompt, so more of them add no signal; set it to 0"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.config import RunConfig
+from learner.memory import kv_width
 
 # One thread per process: with two spinning OpenMP threads on contended cores, decoding was 70-100
 # times slower. Passive waiting costs nothing with one.
@@ -105,10 +106,7 @@ def _cache_bytes(config: RunConfig) -> int:
     from transformers import AutoConfig
 
     model = AutoConfig.from_pretrained(config.model.path).get_text_config()
-    heads = model.num_attention_heads
-    head_size = getattr(model, "head_dim", None) or model.hidden_size // heads
-    kv_heads = getattr(model, "num_key_value_heads", None) or heads
-    per_token = 2 * model.num_hidden_layers * kv_heads * head_size * 4
+    per_token = 2 * model.num_hidden_layers * kv_width(model) * 4
     blocks = -(-config.max_model_len // BLOCK) + 1
     return max(16 << 20, config.sampler.max_running * blocks * BLOCK * per_token)
 

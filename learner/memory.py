@@ -5,6 +5,7 @@ bfloat16, 4 in float32.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,26 @@ class Architecture:
     kv: int
     """Width of keys, and of values"""
     vocabulary: int
+
+    @classmethod
+    def of(cls, config: Any, *, parameters: int) -> "Architecture":
+        """Of a Hugging Face config."""
+        text = config.get_text_config()
+        return cls(
+            parameters=parameters,
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+            kv=kv_width(text),
+            vocabulary=text.vocab_size,
+        )
+
+
+def kv_width(text: Any) -> int:
+    """Width of keys, and of values, of a Hugging Face text config."""
+    heads = text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return size * (getattr(text, "num_key_value_heads", None) or heads)
 
 
 def states(parameters: int, *, ranks: int, stage: int, width: int) -> dict[str, float]:

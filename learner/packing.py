@@ -90,15 +90,16 @@ class Siblings:
         groups = np.unique(self.groups_N[chosen])
         parts, widest = -(-ranks // max(1, len(groups))), min(WIDEST, budget)
         for group in groups:
-            members: list[int] = []
             every = chosen[self.groups_N[chosen] == group].tolist()
-            most = -(-len(every) // parts)
+            most, before = -(-len(every) // parts), int(self.prompts_N[every[0]]) - 1
+            members, used = [], before
             for row in every:
-                wide = self.width(lengths_N, np.array([*members, row])) > widest
-                if members and (wide or len(members) == most):
+                own = int(lengths_N[row]) - before
+                if members and (used + own > widest or len(members) == most):
                     found.append(np.array(members))
-                    members = []
+                    members, used = [], before
                 members.append(row)
+                used += own
             found.append(np.array(members))
         return found
 

@@ -68,17 +68,7 @@ def describe(path: str) -> Model:
         raise ValueError(f"model.path={path!r} holds no model: {first}") from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    text = config.get_text_config()
-    heads = text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    sizes = Architecture(
-        parameters=sum(p.numel() for p in model.parameters()),
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-        kv=size * (getattr(text, "num_key_value_heads", None) or heads),
-        vocabulary=text.vocab_size,
-    )
+    sizes = Architecture.of(config, parameters=sum(p.numel() for p in model.parameters()))
     return Model(sizes, Work.of_model(config), packs=can_pack(config), shares=can_share(config))
 
 
