@@ -48,6 +48,9 @@ class SamplerActor:
     async def resume(self) -> None:
         await asyncio.wrap_future(self._sampler.resume())
 
+    async def stage(self, info: dict[str, Any]) -> None:
+        await asyncio.wrap_future(self._sampler.stage(info))
+
     async def update(self, phase: Any, info: dict[str, Any]) -> None:
         await asyncio.wrap_future(self._sampler.update(phase, info))
 
@@ -209,12 +212,17 @@ class SamplerClient:
             "the handshake with",
         )
 
+    def stage_weights(self, update_info: dict[str, Any]) -> None:
+        shared = ray.put(update_info)  # once, however many samplers there are
+        self._get([s.stage.remote(shared) for s in self._samplers], "staging weights in")
+
     def start_weight_update(self) -> None:
         self._get([s.update.remote("start", {}) for s in self._samplers], "announcing weights to")
 
     def update_weights(self, update_info: Any) -> None:
-        shared = ray.put(update_info)  # once, however many samplers there are
-        self._get([s.update.remote("update", shared) for s in self._samplers], "sending weights to")
+        self._get(
+            [s.update.remote("update", update_info) for s in self._samplers], "sending weights to"
+        )
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         version = int(weight_version or 0)

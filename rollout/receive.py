@@ -7,36 +7,53 @@ process, in an engine core of its own, or in the workers of tensor parallelism a
 
 import mmap
 import os
+import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from blake3 import blake3
+from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
 
 from rollout.delta import apply
-from rollout.transfer import Slot, bits, digest, views
+from rollout.transfer import Slot, bits, views
+from rollout.twin import Twin, pack_tied_head
+
+warnings.filterwarnings("ignore", message="The given buffer is not writable")
+
+PIECE = 4 << 20
+"""Bytes that are hashed at a time."""
 
 
 class Mapped(WeightTransferEngine[Any, Any]):
-    """What the backends share: weights that lie in a buffer as `lay_out` says, loaded from there
-    once their digest is right."""
+    """What the backends share: weights that lie in a buffer as `lay_out` says.
+
+    They are staged: held against their digest and, where the engine can have a twin, loaded and
+    packed beside those that serve, in parts for which decoding stops shortly. An update then is
+    an exchange.
+    """
 
     model: Any
     received_digest = ""
     """Of the bytes loaded last; what the sampler acknowledges."""
     _buffer: mmap.mmap
     _slots: list[Slot]
+    _staged = ""
+    """Digest of what was staged and is not served yet."""
+    _parts: Iterator[None] = iter(())
+    _twin: Twin | None = None
 
     def _check(self, slots: list[Slot]) -> None:
         """vLLM accepts missing tensors with a log line and narrows wrong shapes in silence, so what
@@ -55,29 +72,68 @@ class Mapped(WeightTransferEngine[Any, Any]):
                     f"{expected.get(name, 'nothing')}"
                 )
 
-    def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
+    def begin_staging(self, update_info: Any) -> None:
+        """Bring the bytes into the buffer. Whatever was staged before is forgotten."""
+        self._staged = ""
+        self._take(update_info)
+        self._parts = self._stage(update_info.digest)
 
-    def _load(self, expected: str) -> None:
-        self.received_digest = digest(self._buffer)
-        if self.received_digest != expected:
+    def stage_on(self, seconds: float) -> bool:
+        """Go on for about this long; whether all is done. Raises RuntimeError when the bytes are
+        not those that were sent."""
+        until = time.perf_counter() + seconds
+        return all(time.perf_counter() <= until for _ in self._parts)
+
+    def _take(self, update_info: Any) -> None:
+        raise NotImplementedError
+
+    def _stage(self, expected: str) -> Iterator[None]:
+        # A twin that was left half loaded, by an error or a learner that died, is of no use.
+        twin, self._twin = self._twin, None
+        if Twin.fits(self.model, self.device):
+            twin = twin or Twin(self.model)
+            twin.begin()
+        found = blake3()
+        ends = [slot.offset for slot in self._slots[1:]] + [len(self._buffer)]
+        named = views(self._buffer, self._slots)
+        for slot, end, tensor in zip(self._slots, ends, named, strict=True):
+            for at in range(slot.offset, end, PIECE):
+                with memoryview(self._buffer) as whole:
+                    found.update(whole[at : min(at + PIECE, end)])
+                yield
+            if twin is not None:
+                twin.load([tensor])
+                yield
+        if found.hexdigest() != expected:
             raise RuntimeError(
-                f"the weights arrived damaged: digest {self.received_digest[:16]}, the learner "
-                f"sent {expected[:16]}"
+                f"the weights arrived damaged: digest {found.hexdigest()[:16]}, the learner sent "
+                f"{expected[:16]}"
             )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        if twin is not None:
+            twin.finish(self.model_config)
+        self._twin, self._staged = twin, expected
+
+    def start_weight_update(self) -> None:
+        pass
+
+    def receive_weights(self, update_info: Any) -> None:
+        if self._staged != update_info.digest:
+            raise RuntimeError(
+                f"an update to weights {update_info.digest[:16]}, but staged are "
+                f"{self._staged[:16] or 'none'}"
+            )
+        if self._twin is not None:
+            self._twin.swap()
+        else:
+            initialize_layerwise_reload(self.model)
             self.model.load_weights(views(self._buffer, self._slots))
+            finalize_layerwise_reload(self.model, self.model_config)
+            if self.device.type == "cpu":
+                pack_tied_head(self.model)
+        self.received_digest, self._staged = self._staged, ""
 
     def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
-        if self.device.type == "cpu":
-            # The CPU linear kernels hold packed copies. Reloading refreshes those of every layer
-            # but a tied lm_head, whose weight is loaded under the embedding's name: without this
-            # line its logits silently stay those of the old weights.
-            for module in self.model.modules():
-                if isinstance(module, ParallelLMHead):
-                    module.quant_method.process_weights_after_loading(module)
+        pass
 
     def shutdown(self) -> None:
         pass
@@ -116,8 +172,8 @@ class SharedMemoryReceiver(Mapped):
             os.close(fd)
         self._slots = slots
 
-    def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
-        self._load(update_info.digest)
+    def _take(self, update_info: SharedMemoryUpdate) -> None:
+        pass
 
 
 @dataclass
@@ -129,34 +185,37 @@ class PayloadInit(WeightTransferInitInfo):
 @dataclass
 class PayloadUpdate(WeightTransferUpdateInfo):
     digest: str
-    base: str
+    base: str = ""
     """Digest of the weights that the pieces are a difference from; empty when it is all of them."""
-    pieces: list[bytes]
+    pieces: list[bytes] = field(default_factory=list)
 
 
 class PayloadReceiver(Mapped):
     init_info_cls = PayloadInit
     update_info_cls = PayloadUpdate
+    _held = ""
+    """Digest of what the buffer holds, served or not; empty where it may be neither."""
 
     def init_transfer_engine(self, init_info: PayloadInit) -> None:
         self._slots = [Slot(**slot) for slot in init_info.slots]
         self._check(self._slots)
         self._buffer = mmap.mmap(-1, init_info.size)
 
-    def receive_weights(self, update_info: PayloadUpdate) -> None:
+    def _take(self, update_info: PayloadUpdate) -> None:
+        held, self._held = self._held, ""
         if not update_info.base:
             start = 0
             for piece in update_info.pieces:
                 self._buffer[start : start + len(piece)] = piece
                 start += len(piece)
-        elif update_info.base == self.received_digest:
+        elif update_info.base == held:
             apply(bits(self._buffer, self._slots), b"".join(update_info.pieces))
         else:
             raise RuntimeError(
-                f"this sampler holds weights {self.received_digest[:16] or 'of its own'}, the "
-                f"learner sent a difference from {update_info.base[:16]}"
+                f"this sampler holds weights {held[:16] or 'of its own'}, the learner sent a "
+                f"difference from {update_info.base[:16]}"
             )
-        self._load(update_info.digest)
+        self._held = update_info.digest
 
 
 WeightTransferEngineFactory.register_engine("ray", PayloadReceiver)
@@ -167,6 +226,20 @@ class Receiver:
     """Methods added to each of vLLM's workers, called through `collective_rpc`."""
 
     weight_transfer_engine: Any
+    vllm_config: Any
+
+    def begin_staging(self, update_info: dict[str, Any]) -> None:
+        engine = self.weight_transfer_engine
+        if isinstance(engine, Mapped):
+            with set_current_vllm_config(self.vllm_config):
+                engine.begin_staging(engine.parse_update_info(update_info))
+
+    def stage_on(self, seconds: float) -> bool:
+        engine = self.weight_transfer_engine
+        if not isinstance(engine, Mapped):
+            return True
+        with set_current_vllm_config(self.vllm_config):
+            return engine.stage_on(seconds)
 
     def received_digest(self) -> str:
         engine = self.weight_transfer_engine

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -22,6 +23,11 @@ import numpy as np
 
 from rollout.config import InFlight, SamplerConfig, SamplingConfig
 from rollout.types import Completion, FinishReason, Prompt
+
+STAGING = 0.5
+"""How long new weights are made ready after a decode step, in such steps."""
+IDLE_SECONDS = 0.1
+"""The same while nothing is decoded; what is asked meanwhile waits."""
 
 
 def sample_seed(run: str, prompt_id: str, ticket: int, sample: int, attempt: int = 0) -> int:
@@ -79,6 +85,8 @@ class Sampler:
         self._ending: list[str] = []
         self._held: list[tuple[Callable[[Future], None], Future]] = []
         """Prompts that came meanwhile."""
+        self._staging: Future | None = None
+        """Of the caller who waits until new weights lie ready."""
         self._failure: BaseException | None = None
         self._stopping = False
         self._closing = False
@@ -121,20 +129,23 @@ class Sampler:
         started.set_result(None)
         while not self._stopping:
             self._run_commands()
-            if self._paused or not self._pending:
-                continue
+            decodes = self._pending and not self._paused
+            started = time.perf_counter()
             try:
-                for output in self._engine.step():
-                    if output.finished:
-                        self._collect(output)
-                self._feed()
-                self._pause_if_ended()
+                if decodes:
+                    for output in self._engine.step():
+                        if output.finished:
+                            self._collect(output)
+                    self._feed()
+                    self._pause_if_ended()
             except BaseException as error:  # the engine is gone; say so to everybody who waits
                 self._fail(error)
+            spent = time.perf_counter() - started
+            self._stage_on(STAGING * spent if decodes else IDLE_SECONDS)
 
     def _run_commands(self) -> None:
         """Do what was asked, waiting for something to do when the engine has nothing."""
-        idle = self._paused or not self._pending
+        idle = self._staging is None and (self._paused or not self._pending)
         while True:
             try:
                 command, future = self._queue.get(block=idle)
@@ -168,11 +179,11 @@ class Sampler:
         self._failure = error
         futures = [group.future for group, _ in (*self._pending.values(), *self._line)]
         futures += [future for _, future in self._held]
-        futures += [self._pausing] if self._pausing else []
+        futures += [f for f in (self._pausing, self._staging) if f is not None]
         self._pending.clear()
         self._line.clear()
         self._decoding = 0
-        self._held, self._pausing = [], None
+        self._held, self._pausing, self._staging = [], None, None
         for future in futures:
             if not future.done():
                 future.set_exception(RuntimeError(f"this sampler's engine died: {error!r}"))
@@ -385,6 +396,29 @@ class Sampler:
             group, index = self._pending.pop(name)
             self._decoding -= group.may_end
             self._add(group, index)
+
+    def stage(self, info: dict[str, Any]) -> Future:
+        """Get weights ready beside those that serve, a part after each decode step. RuntimeError
+        when they are not what the learner sent: those that serve are untouched then."""
+
+        def stage(future: Future) -> None:
+            if self._staging is not None:
+                raise RuntimeError("this sampler is staging other weights")
+            self._engine.collective_rpc("begin_staging", args=(info,))
+            self._staging = future
+
+        return self._ask(stage)
+
+    def _stage_on(self, seconds: float) -> None:
+        if self._staging is None:
+            return
+        try:
+            if not all(self._engine.collective_rpc("stage_on", args=(seconds,))):
+                return
+            self._staging.set_result(None)
+        except Exception as error:
+            self._staging.set_exception(error)
+        self._staging = None
 
     def update(self, phase: Literal["init", "start", "update"], info: dict[str, Any]) -> Future:
         """A step of vLLM's weight transfer protocol, on every worker of this engine."""

@@ -58,6 +58,11 @@ class Client(Protocol):
     """
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+    def stage_weights(self, update_info: dict[str, Any]) -> None:
+        """Ours, not vLLM's: what the next `update_weights` names by its digest, got ready while
+        the samplers decode."""
+        ...
+
     def start_weight_update(self) -> None: ...
     def update_weights(self, update_info: Any) -> None: ...
     def finish_weight_update(self, weight_version: str | None = None) -> None: ...
@@ -70,7 +75,7 @@ class Sender(Protocol):
     """Of the last push: bytes that travelled / bytes of the weights. On rank 0."""
 
     def stage(self) -> None:
-        """Get ready what can be, while the samplers go on decoding."""
+        """Get ready what can be, here and in the samplers, while these go on decoding."""
         ...
 
     def send(self, version: int) -> str:
@@ -157,7 +162,7 @@ class SharedMemorySender:
         self._buffer: mmap.mmap | None = None
         self._targets: dict[str, torch.Tensor] = {}
         self._staged: str | None = None
-        """Digest of what the file holds and nobody has loaded yet."""
+        """Digest of what the samplers have staged and do not serve yet."""
         if rank == 0:
             self._buffer = self._handshake(directory)
 
@@ -183,9 +188,14 @@ class SharedMemorySender:
         return buffer
 
     def stage(self) -> None:
-        """Write the weights into the file, which the samplers read in an update only."""
+        """Write the weights into the file; the samplers load them beside those that serve."""
+        self._staged = None
         fill(self._targets, self._source, self._slots)
-        self._staged = digest(self._buffer) if self._buffer is not None else ""
+        checksum = ""
+        if self._buffer is not None:
+            checksum = digest(self._buffer)
+            self._client.stage_weights({"digest": checksum})
+        self._staged = checksum
 
     def send(self, version: int) -> str:
         if self._staged is None:
@@ -215,41 +225,45 @@ class PayloadSender:
         self._first = rank == 0
         self._held, self._next = (mmap.mmap(-1, size if rank == 0 else 1) for _ in "ab")
         self._base = ""
-        """Digest of what the samplers hold; empty before the first push."""
-        self._staged: dict[str, Any] | None = None
+        """Digest of what the samplers hold, served or staged; empty before the first push."""
+        self._staged: str | None = None
+        """Digest of what the samplers have staged and do not serve yet."""
         self.sent = 1.0
         if self._first:
             slots = [vars(slot) for slot in self._slots]
             client.init_weight_transfer_engine({"size": size, "slots": slots})
 
     def stage(self) -> None:
-        """Gather the weights and compare them with what the samplers hold."""
+        """Gather the weights, and send what differs from those that the samplers hold."""
+        self._staged = None
         targets = dict(views(self._next, self._slots)) if self._first else {}
         fill(targets, self._source, self._slots)
-        if not self._first:
-            self._staged = {"digest": ""}
-            return
+        self._staged = self._stage() if self._first else ""
+
+    def _stage(self) -> str:
         difference = None
         if self._base:
             difference = encode(bits(self._held, self._slots), bits(self._next, self._slots))
         payload = memoryview(self._next) if difference is None else memoryview(difference)
         base = "" if difference is None else self._base
+        self._base = ""  # until all have it: after a failure they get everything
         self.sent = len(payload) / len(self._next)
         pieces = [bytes(payload[at : at + PIECE]) for at in range(0, len(payload), PIECE)]
-        self._staged = {"digest": digest(self._next), "base": base, "pieces": pieces}
+        checksum = digest(self._next)
+        self._client.stage_weights({"digest": checksum, "base": base, "pieces": pieces})
+        self._base = checksum
+        self._held, self._next = self._next, self._held
+        return checksum
 
     def send(self, version: int) -> str:
         if self._staged is None:
             self.stage()
-        update, self._staged = self._staged or {}, None
+        checksum, self._staged = self._staged or "", None
         if self._first:
-            self._base = ""  # until all have it: after a failure they get everything
             self._client.start_weight_update()
-            self._client.update_weights(update)
+            self._client.update_weights({"digest": checksum})
             self._client.finish_weight_update(str(version))
-            self._base = update["digest"]
-            self._held, self._next = self._next, self._held
-        return update["digest"]
+        return checksum
 
     def close(self) -> None:
         """Nothing: its memory is its own."""

@@ -84,6 +84,9 @@ class LocalClient:
     def init_weight_transfer_engine(self, init_info: dict) -> None:
         self.sampler.update("init", init_info).result(60)
 
+    def stage_weights(self, update_info: dict) -> None:
+        self.sampler.stage(update_info).result(60)
+
     def start_weight_update(self) -> None:
         self.sampler.update("start", {}).result(60)
 

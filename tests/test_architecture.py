@@ -16,7 +16,8 @@ ONLY_IN = {
     "ray": lambda f: f.relative_to(ROOT).parts[0] == "cluster",
     "deepspeed": lambda f: f.name in ("engine.py", "source.py") and f.parent.name == "learner",
     "vllm": lambda f: (
-        f.name in ("sampler.py", "receive.py", "transfer.py") and f.parent.name == "rollout"
+        f.name in ("sampler.py", "receive.py", "transfer.py", "twin.py")
+        and f.parent.name == "rollout"
     ),
 }
 DEVICE_WORDS = re.compile(r"\b(cuda|nccl|gloo)\b", re.IGNORECASE)

@@ -203,8 +203,8 @@ def wrong_weights(sampler, model_path: str, directory: str) -> dict[str, str]:
         attempt(change, lambda change=change: connect(Broken(change)))
 
     class Damaging(LocalClient):
-        def update_weights(self, update_info) -> None:
-            super().update_weights({"digest": "0" * 64})
+        def stage_weights(self, update_info) -> None:
+            super().stage_weights({"digest": "0" * 64})
 
     damaging = SharedMemorySender(
         ZeroSource(model, sharded=False), Damaging(sampler), rank=0, directory=Path(directory)
@@ -298,6 +298,72 @@ def test_a_completion_that_lives_through_an_update_says_where_the_seam_is(
     assert found["old"] <= MAX_GAP, "tokens before the seam are not the old weights'"
     assert found["new"] <= MAX_GAP, "tokens behind the seam are not the new weights'"
     assert found["spread"] > 0.01, "old and new weights are the same: this proves nothing"
+
+
+def stage_and_serve(sampler, model_path: str, directory: str) -> dict:
+    """Weights that lie staged, that arrive damaged, that are staged twice: what is served?"""
+    from learner.source import ZeroSource
+    from rollout.transfer import SharedMemorySender
+
+    model = load(model_path)
+    client = LocalClient(sampler)
+    source = ZeroSource(model, sharded=False)
+    sender = SharedMemorySender(source, client, rank=0, directory=Path(directory))
+    tokens = np.random.default_rng(1).integers(0, 460, 60).tolist()
+    given, long = prompt(length=8), SamplingConfig(max_tokens=120)
+
+    def sampled() -> list[list[int]]:
+        return [c.token_ids.tolist() for c in sampler.generate(given, long, [1, 2]).result(60)]
+
+    def gap() -> float:
+        return float(np.abs(sampler.score(tokens).result(60) - logprobs_of(model, tokens)).max())
+
+    calm = sampled()
+    perturb(model, 1)
+    decoding = sampler.generate(given, long, [1, 2])
+    sender.stage()
+    found = {"at_once": decoding.done(), "staged": gap()}
+    found["while_staging"] = [c.token_ids.tolist() for c in decoding.result(60)] == calm
+    found["behind_staging"] = sampled() == calm
+    honest, client.stage_weights = (
+        client.stage_weights,
+        lambda info: sampler.stage({"digest": "0" * 64}).result(60),
+    )
+    try:
+        sender.stage()
+    except RuntimeError as error:
+        found["damaged"] = str(error)
+    client.stage_weights = honest
+    found["behind_damage"] = sampled() == calm
+    sampler.pause().result(60)
+    try:
+        client.start_weight_update()
+        client.update_weights({"digest": "0" * 64})
+    except RuntimeError as error:
+        found["unstaged"] = str(error)
+    sampler.resume().result(60)
+    sender.stage()
+    perturb(model, 2)
+    sender.stage()  # the learner died and its successor stages again
+    for version in (1, 2):
+        sampler.pause().result(60)
+        sender.send(version)  # the second time without a call of `stage` before
+        sampler.resume().result(60)
+        found[f"served {version}"] = gap()
+        perturb(model, 3)
+    return found
+
+
+def test_staged_weights_serve_nobody_until_they_are_exchanged(tiny: Path, tmp_path: Path):
+    model = str(tiny / "model")
+    found = with_sampler(stage_and_serve, tmp_path, tiny / "model", model, str(tmp_path))
+    assert not found["at_once"], "decoding had ended before the staging: this proves nothing"
+    assert found["staged"] > 0.05, "old and new weights are the same: this proves nothing"
+    assert found["while_staging"] and found["behind_staging"], "staged weights were served"
+    assert "the weights arrived damaged" in found["damaged"]
+    assert found["behind_damage"], "damaged weights were served"
+    assert "staged are none" in found["unstaged"]
+    assert found["served 1"] <= MAX_GAP and found["served 2"] <= MAX_GAP
 
 
 def keep_kv_through_an_update(sampler, model_path: str, directory: str) -> dict:
