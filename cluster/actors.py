@@ -33,6 +33,7 @@ class SamplerActor:
 
         self._sampler = await asyncio.to_thread(Sampler, model, config, args, max_len)
         self._acknowledged = (-1, "")
+        self._staging: asyncio.Future[None] | None = None
 
     async def generate(
         self, prompt: Prompt, sampling: SamplingConfig, seeds: list[int]
@@ -49,7 +50,12 @@ class SamplerActor:
         await asyncio.wrap_future(self._sampler.resume())
 
     async def stage(self, info: dict[str, Any]) -> None:
-        await asyncio.wrap_future(self._sampler.stage(info))
+        """Begin; `staged` waits for the end."""
+        self._staging = asyncio.wrap_future(self._sampler.stage(info))
+
+    async def staged(self) -> None:
+        if self._staging is not None:
+            await self._staging
 
     async def update(self, phase: Any, info: dict[str, Any]) -> None:
         await asyncio.wrap_future(self._sampler.update(phase, info))
@@ -119,9 +125,10 @@ class RewardModelActor:
         return "RewardModel"
 
 
-@ray.remote(concurrency_groups={"watch": 1})  # pyright: ignore[reportCallIssue, reportArgumentType]
+@ray.remote(concurrency_groups={"watch": 1, "push": 1})  # pyright: ignore[reportCallIssue, reportArgumentType]
 class LearnerActor:
-    """One learner rank. Its work runs in one thread; `progress` answers meanwhile."""
+    """One learner rank. Its work runs in one thread. `progress` answers meanwhile, and weights that
+    are staged are exchanged meanwhile."""
 
     def address(self, port: int) -> tuple[str, int]:
         """This node's address, and a port that is free on it (`port` itself when it is not 0)."""
@@ -168,8 +175,9 @@ class LearnerActor:
     def stage_weights(self) -> None:
         self._learner.stage_weights()
 
-    def send_weights(self) -> tuple[str, float]:
-        return self._learner.send_weights()
+    @ray.method(concurrency_group="push")
+    def send_weights(self, version: int) -> tuple[str, float]:
+        return self._learner.send_weights(version)
 
     def score(self, token_ids: list[int]) -> list[float]:
         return self._learner.score(token_ids)
@@ -214,7 +222,7 @@ class SamplerClient:
 
     def stage_weights(self, update_info: dict[str, Any]) -> None:
         shared = ray.put(update_info)  # once, however many samplers there are
-        self._get([s.stage.remote(shared) for s in self._samplers], "staging weights in")
+        self._get([s.stage.remote(shared) for s in self._samplers], "handing weights to")
 
     def start_weight_update(self) -> None:
         self._get([s.update.remote("start", {}) for s in self._samplers], "announcing weights to")

@@ -5,7 +5,8 @@
        +--- release the slots <- publish(version + 1) <- update(table) <------+
 
 Synchronous, one-step-off and asynchronous training are this loop with `schedule.max_staleness` 0,
-1, n.
+1, n. A publish goes on while the next groups are trained, where there are any: prompts enter when
+it has reached the samplers, so `take` of a synchronous step waits for it.
 """
 
 import asyncio
@@ -36,8 +37,7 @@ async def train(run: Run) -> None:
             metrics |= await run.update(table)
             run.ledger.commit(step + 1, groups)
             step += 1
-            metrics |= await run.publish(step)
-            await run.window.release(len(groups))  # only now may new prompts enter
+            metrics |= await run.publish(step, len(groups), background)
             run.log(step, metrics)
             await run.milestones(step, background)
         admission.cancel()

@@ -33,6 +33,7 @@ from rewards import Score
 from rollout import Completion, Group, Prompt, ScoredGroup
 from rollout.schema import to_table
 from rollout.steps import step_tokens
+from rollout.transfer import STAGED
 from rollout.types import Steps
 
 
@@ -89,6 +90,9 @@ class Run:
         self._lap: dict[str, float] = {}
         """Seconds per phase since the last logged step; `seconds` counts from the first."""
         self._evaluation: asyncio.Task[None] | None = None
+        self._exchanging: asyncio.Task[None] | None = None
+        self._published: dict[str, float] = {}
+        """Metrics of the last publish that ended."""
         self.evaluations: dict[int, dict[str, float]] = {}
         self.examples: dict[int, str] = {}
         """What the first held-out prompt was answered with, by step."""
@@ -197,7 +201,8 @@ class Run:
         return groups
 
     async def _look(self, groups: list[ScoredGroup]) -> None:
-        table = self.table(groups, step=self.window.version + 1)
+        step = self.trained_groups // self.config.schedule.groups_per_step
+        table = self.table(groups, step=step + 1)
         await self.learners.all("look", ray.put(table))
 
     def table(self, groups: list[ScoredGroup], *, step: int) -> pa.Table:
@@ -235,33 +240,63 @@ class Run:
                 seconds=self.config.cluster.step_timeout,
             )
 
-    async def publish(self, version: int) -> dict[str, float]:
-        """Give the samplers the learner's weights, as this version, unless nobody would sample
-        under them: a supervised run publishes when it evaluates."""
+    async def publish(
+        self, version: int, groups: int = 0, background: asyncio.TaskGroup | None = None
+    ) -> dict[str, float]:
+        """Give the samplers the learner's weights, as this version, and refund the slots of the
+        groups they were trained on, unless nobody samples: a supervised run publishes when it
+        evaluates. Where older groups may be trained meanwhile, in the background; the next publish
+        waits for it then, and the metrics are those of the one before."""
         if self.inputs.prompts is None:
+            if groups:
+                await self.window.release(groups)
             return {}
         await self.evaluated()
         self.progress.phase = "publish"
         with self.timed("publish"):
-            return await self._publish(version)
+            await self.published()
+            exchange = self._exchange(version, await self._stage(), groups)
+            if background is None or not self._trains_meanwhile:
+                await exchange
+            else:
+                self._exchanging = background.create_task(exchange)
+        return self._published
 
-    async def _publish(self, version: int) -> dict[str, float]:
-        """Each sampler acknowledges version and digest before it serves again; then learner and
-        samplers score the same tokens. Raises RuntimeError when either disagrees."""
+    @property
+    def _trains_meanwhile(self) -> bool:
+        return self.config.schedule.max_staleness > 0 and self.device.weight_backend in STAGED
+
+    async def published(self) -> None:
+        """The publish under way, if any, is done and was found right."""
+        if self._exchanging is not None:
+            await asyncio.wait([self._exchanging])
+            self._exchanging.result()
+
+    async def _stage(self) -> list[float]:
+        """Weights on their way to the samplers; what the learner says of the canary under them."""
         await self.learners.all("stage_weights")
+        [learned, *_] = await self.learners.all("score", self.inputs.canary)
+        return learned
+
+    async def _exchange(self, version: int, learned: list[float], groups: int) -> None:
+        """Each sampler acknowledges version and digest before it serves again; then all score what
+        the learner did. Raises RuntimeError when they disagree."""
+        await self.samplers.all("staged")
         started = time.monotonic()
         await self.samplers.all("pause", self.config.schedule.in_flight)
         sent = await self._send(version)
         await self.samplers.all("resume")
         paused = time.monotonic() - started
-        gap = await self._canary()
+        if groups:
+            await self.window.release(groups)  # only now may new prompts enter
+        gap = await self._canary(learned)
         if not gap <= self.device.canary_bound:
             raise RuntimeError(
                 f"after publishing version {version}, learner and samplers disagree by {gap:.2g} "
                 "on the logprobs of the same tokens (cluster.canary_bound="
                 f"{self.device.canary_bound}): the samplers do not hold the learner's weights"
             )
-        return {
+        self._published = {
             "policy/canary_gap": gap,
             "weights/pause_seconds": paused,
             "weights/sent": sent,
@@ -270,7 +305,7 @@ class Run:
     async def _send(self, version: int) -> float:
         """Weights to paused samplers; each says which it holds. The share of the bytes that had to
         travel."""
-        [(digest, sent), *_] = await self.learners.all("send_weights")
+        [(digest, sent), *_] = await self.learners.all("send_weights", version)
         for index, answer in enumerate(await self.samplers.all("acknowledged")):
             if tuple(answer) != (version, digest):
                 raise RuntimeError(
@@ -280,16 +315,12 @@ class Run:
                 )
         return sent
 
-    async def _canary(self) -> float:
+    async def _canary(self, learned: list[float]) -> float:
         """The largest logprob difference between the learner and any sampler."""
-        tokens = self.inputs.canary
-        learned, sampled = await asyncio.gather(
-            self.learners.all("score", tokens), self.samplers.all("score", tokens)
-        )
         return max(
             abs(ours - theirs)
-            for answer in sampled
-            for ours, theirs in zip(learned[0], answer, strict=True)
+            for answer in await self.samplers.all("score", self.inputs.canary)
+            for ours, theirs in zip(learned, answer, strict=True)
         )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -334,12 +365,15 @@ class Run:
         every = self.config.checkpoint.every
         state = self.window.state()  # before anything below lets new prompts in
         await self.begin_evaluation(step, background)
+        if last:  # the last checkpoint is of weights that were found right
+            await self.published()
         if last or (every and step % every == 0):
             await self.save(step, state)
 
     async def _evaluate(self, step: int) -> None:
         if self.inputs.prompts is None:  # nobody samples between evaluations
-            await self._publish(step)
+            await self._exchange(step, await self._stage(), 0)
+        await self.published()
         metrics, self.examples[step] = await evaluate(
             self.config,
             self.inputs.held_out,

@@ -341,14 +341,15 @@ class Learner:
         self._sender = connect(endpoint, self._source, client, rank=self._placement.rank)
 
     def stage_weights(self) -> None:
-        """What of a push needs no sampler's attention; they go on decoding."""
+        """What of a push needs no pause: the samplers go on decoding."""
         self._connected().stage()
 
-    def send_weights(self) -> tuple[str, float]:
-        """Push the weights of `version` to all samplers, which are paused. On rank 0: the digest
+    def send_weights(self, version: int) -> tuple[str, float]:
+        """Push the weights, as this version, to all samplers, which are paused. What was staged is
+        sent without a look at the weights, so an update may run meanwhile. On rank 0: the digest
         sent, and the bytes that travelled / bytes of the weights."""
         sender = self._connected()
-        return sender.send(self.version), sender.sent
+        return sender.send(version), sender.sent
 
     def _connected(self) -> Sender:
         if self._sender is None:

@@ -5,6 +5,7 @@ vLLM imports this module by name in each of its workers before the model is load
 process, in an engine core of its own, or in the workers of tensor parallelism alike.
 """
 
+import math
 import mmap
 import os
 import time
@@ -117,6 +118,7 @@ class Mapped(WeightTransferEngine[Any, Any]):
         pass
 
     def receive_weights(self, update_info: Any) -> None:
+        self.stage_on(math.inf)  # what is left of it
         if self._staged != update_info.digest:
             raise RuntimeError(
                 f"an update to weights {update_info.digest[:16]}, but staged are "

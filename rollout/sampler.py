@@ -130,7 +130,7 @@ class Sampler:
         while not self._stopping:
             self._run_commands()
             decodes = self._pending and not self._paused
-            started = time.perf_counter()
+            begun = time.perf_counter()
             try:
                 if decodes:
                     for output in self._engine.step():
@@ -140,7 +140,7 @@ class Sampler:
                     self._pause_if_ended()
             except BaseException as error:  # the engine is gone; say so to everybody who waits
                 self._fail(error)
-            spent = time.perf_counter() - started
+            spent = time.perf_counter() - begun
             self._stage_on(STAGING * spent if decodes else IDLE_SECONDS)
 
     def _run_commands(self) -> None:

@@ -27,6 +27,9 @@ from blake3 import blake3
 from rollout.delta import encode
 
 Backend = Literal["shm", "ray", "nccl", "ipc"]
+STAGED = ("shm", "ray")
+"""Backends whose samplers have the bytes before an update begins: the learner need not take part
+in it."""
 
 ALIGNMENT = 64
 PIECE = 1 << 30
@@ -59,8 +62,8 @@ class Client(Protocol):
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
     def stage_weights(self, update_info: dict[str, Any]) -> None:
-        """Ours, not vLLM's: what the next `update_weights` names by its digest, got ready while
-        the samplers decode."""
+        """Ours, not vLLM's: what the next `update_weights` names by its digest. Returns when every
+        sampler has it; they make it ready while they decode."""
         ...
 
     def start_weight_update(self) -> None: ...

@@ -79,7 +79,7 @@ class Twin:
             return tensor if tensor is None else self._tensors[id(tensor)]
         own = tensor.data.clone()
         own.__class__ = tensor.__class__
-        own.__dict__ = tensor.__dict__.copy()
+        vars(own).update(vars(tensor))
         self._tensors[id(tensor)] = restore_layer_refs(sanitize_layer_refs(own, module), twin)
         return self._tensors[id(tensor)]
 

@@ -67,8 +67,8 @@ def test_a_synchronous_step_is_the_sum_of_its_parts():
 def test_an_asynchronous_step_is_its_slower_side():
     ahead = recipe(**{"schedule.max_staleness": 2})
     found = simulate(ahead, Measured(PLAIN, ahead, SEVEN), ALIKE)
-    assert found.step_seconds == pytest.approx(0.35), "the learner: update and publish"
-    assert found.learner_idle == pytest.approx(0.05 / 0.35)
+    assert found.step_seconds == pytest.approx(0.3), "the learner: a publish goes on meanwhile"
+    assert found.learner_idle == pytest.approx(0.0)
     assert found.staleness_max == 2.0
     slow = replace(PLAIN, per_decode_step=4e-2)
     assert 0.8 < seconds_of(ahead, slow) < 0.83, "the samplers, and their pauses"

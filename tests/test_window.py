@@ -96,7 +96,18 @@ class Schedule:
                     assert alive <= window.capacity, "a slot leaked"
                     tasks.create_task(roll_out(ticket))
 
+        async def publish(count: int) -> None:
+            for _ in range(rng.randrange(6)):  # weights are staged; the next update may be done
+                await asyncio.sleep(0)
+            while self.in_flight == "wait" and sampling:
+                await asyncio.sleep(0)
+            self.version += 1
+            for _ in range(rng.randrange(4)):  # samplers go on
+                await asyncio.sleep(0)
+            await window.release(count)
+
         admission = asyncio.create_task(admit())
+        publishing = asyncio.create_task(asyncio.sleep(0))
         try:
             while step < self.steps:
                 taking = asyncio.create_task(window.take(self.per_step))
@@ -104,17 +115,15 @@ class Schedule:
                 if admission.done():
                     await admission  # its own error, not a deadline
                 tickets = [g.group.ticket for g in await taking]
-                self.worst[step] = max(self.version - oldest[t] for t in tickets)
+                self.worst[step] = max(step - oldest[t] for t in tickets)
                 for _ in range(rng.randrange(4)):  # the update
                     await asyncio.sleep(0)
                 step += 1
                 self.trained[step] = tickets
-                while self.in_flight == "wait" and sampling:
-                    await asyncio.sleep(0)
-                self.version += 1
-                for _ in range(rng.randrange(4)):  # samplers go on, the canary is asked
-                    await asyncio.sleep(0)
-                await window.release(len(tickets))
+                await publishing
+                publishing = asyncio.create_task(publish(len(tickets)))
+                if not self.staleness:
+                    await publishing
                 saved = (step, window.state()) if rng.random() < 0.5 else saved
                 if rng.random() < self.crash:
                     return saved
@@ -122,7 +131,8 @@ class Schedule:
         finally:
             self.went_round += window.went_round
             admission.cancel()
-            await asyncio.gather(admission, return_exceptions=True)
+            publishing.cancel()
+            await asyncio.gather(admission, publishing, return_exceptions=True)
 
 
 SCHEDULES = {

@@ -301,6 +301,7 @@ class VirtualRun:
             budget=config.steps * config.schedule.groups_per_step,
             spare=config.schedule.spare_groups,
         )
+        self._exchanging: asyncio.Task[None] | None = None
         self.sampled_groups = 0
         self.resumed_from = -1  # nobody judges steps or greedy completions here
         self.ends: list[float] = []
@@ -324,7 +325,19 @@ class VirtualRun:
     async def restore(self) -> int:
         return 0
 
-    async def publish(self, version: int) -> dict[str, float]:
+    async def publish(
+        self, version: int, groups: int = 0, background: asyncio.TaskGroup | None = None
+    ) -> dict[str, float]:
+        if self._exchanging is not None:
+            await asyncio.wait([self._exchanging])
+        exchange = self._exchange(version, groups)
+        if background is None or self.config.schedule.max_staleness == 0:
+            await exchange
+        else:
+            self._exchanging = background.create_task(exchange)
+        return {}
+
+    async def _exchange(self, version: int, groups: int) -> None:
         await asyncio.sleep(self._costs.push)
         in_flight = self.config.schedule.in_flight
         await asyncio.gather(*(engine.pause(in_flight) for engine in self.engines))
@@ -332,8 +345,9 @@ class VirtualRun:
         for engine in self.engines:
             engine.version = version
             engine.resume()
+        if groups:
+            await self.window.release(groups)
         await asyncio.gather(*(engine.scored() for engine in self.engines))  # the canary
-        return {}
 
     def table(self, groups: list[Any], *, step: int) -> Any:
         return to_table(groups, step=step, run=self.config.name, temperature=1.0)
