@@ -93,8 +93,9 @@ async def _measured(run: Any) -> tuple[list[float], list[float], list[float]]:
     ends = [row["time"] for row in trained(run.folder)]
     steps = [b - a for a, b in itertools.pairwise(ends[SETTLED:])]
     again, _ = await _sampling(run, size)
-    table, learning = run.table(groups[-size:], step=STEPS + 1), []
-    for _ in range(8):
+    learning = []
+    for at in range(2 * size, 10 * size, size):  # what ended last is longer than most
+        table = run.table(groups[at : at + size], step=STEPS + 1)
         started = time.perf_counter()
         await run.learners.all("update", ray.put(table), None)
         learning.append(time.perf_counter() - started)

@@ -229,12 +229,15 @@ class SamplerClient:
 
     def update_weights(self, update_info: Any) -> None:
         self._get(
-            [s.update.remote("update", update_info) for s in self._samplers], "sending weights to"
+            [s.update.remote("update", update_info) for s in self._samplers],
+            "exchanging weights in",
         )
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         version = int(weight_version or 0)
-        self._get([s.finish_update.remote(version) for s in self._samplers], "loading weights in")
+        self._get(
+            [s.finish_update.remote(version) for s in self._samplers], "stamping the version in"
+        )
 
     def _get(self, refs: list[Any], what: str) -> None:
         _, waiting = ray.wait(refs, num_returns=len(refs), timeout=self._seconds)

@@ -5,8 +5,8 @@
        +--- release the slots <- publish(version + 1) <- update(table) <------+
 
 Synchronous, one-step-off and asynchronous training are this loop with `schedule.max_staleness` 0,
-1, n. A publish goes on while the next groups are trained, where there are any: prompts enter when
-it has reached the samplers, so `take` of a synchronous step waits for it.
+1, n. Beyond 0 a publish goes on while the next groups are trained; slots are released when the
+samplers hold the new weights.
 """
 
 import asyncio

@@ -260,6 +260,7 @@ class Run:
                 await exchange
             else:
                 self._exchanging = background.create_task(exchange)
+                await asyncio.sleep(0)  # its deadline, which names samplers, runs before `take`'s
         return self._published
 
     @property
@@ -363,7 +364,7 @@ class Run:
         """Evaluation and checkpoint, where this step is due for one."""
         last = step == self.config.steps
         every = self.config.checkpoint.every
-        state = self.window.state()  # before anything below lets new prompts in
+        state = self.window.state()  # of this moment: prompts enter meanwhile
         await self.begin_evaluation(step, background)
         if last:  # the last checkpoint is of weights that were found right
             await self.published()

@@ -5,11 +5,9 @@ vLLM imports this module by name in each of its workers before the model is load
 process, in an engine core of its own, or in the workers of tensor parallelism alike.
 """
 
-import math
 import mmap
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,23 +30,21 @@ from rollout.delta import apply
 from rollout.transfer import Slot, bits, views
 from rollout.twin import Twin, pack_tied_head
 
-warnings.filterwarnings("ignore", message="The given buffer is not writable")
-
-PIECE = 4 << 20
-"""Bytes that are hashed at a time."""
+HASHED = 4 << 20
+"""Bytes between two looks at the clock."""
 
 
 class Mapped(WeightTransferEngine[Any, Any]):
     """What the backends share: weights that lie in a buffer as `lay_out` says.
 
     They are staged: held against their digest and, where the engine can have a twin, loaded and
-    packed beside those that serve, in parts for which decoding stops shortly. An update then is
-    an exchange.
+    packed beside those that serve, in parts for which decoding stops shortly. An update then
+    exchanges the two.
     """
 
     model: Any
     received_digest = ""
-    """Of the bytes loaded last; what the sampler acknowledges."""
+    """Of the bytes that serve; what the sampler acknowledges."""
     _buffer: mmap.mmap
     _slots: list[Slot]
     _staged = ""
@@ -91,16 +87,16 @@ class Mapped(WeightTransferEngine[Any, Any]):
     def _stage(self, expected: str) -> Iterator[None]:
         # A twin that was left half loaded, by an error or a learner that died, is of no use.
         twin, self._twin = self._twin, None
-        if Twin.fits(self.model, self.device):
+        if Twin.fits(self.model, self.vllm_config):
             twin = twin or Twin(self.model)
             twin.begin()
         found = blake3()
         ends = [slot.offset for slot in self._slots[1:]] + [len(self._buffer)]
         named = views(self._buffer, self._slots)
         for slot, end, tensor in zip(self._slots, ends, named, strict=True):
-            for at in range(slot.offset, end, PIECE):
+            for at in range(slot.offset, end, HASHED):
                 with memoryview(self._buffer) as whole:
-                    found.update(whole[at : min(at + PIECE, end)])
+                    found.update(whole[at : min(at + HASHED, end)])
                 yield
             if twin is not None:
                 twin.load([tensor])
@@ -118,7 +114,6 @@ class Mapped(WeightTransferEngine[Any, Any]):
         pass
 
     def receive_weights(self, update_info: Any) -> None:
-        self.stage_on(math.inf)  # what is left of it
         if self._staged != update_info.digest:
             raise RuntimeError(
                 f"an update to weights {update_info.digest[:16]}, but staged are "
@@ -232,16 +227,11 @@ class Receiver:
 
     def begin_staging(self, update_info: dict[str, Any]) -> None:
         engine = self.weight_transfer_engine
-        if isinstance(engine, Mapped):
-            with set_current_vllm_config(self.vllm_config):
-                engine.begin_staging(engine.parse_update_info(update_info))
+        engine.begin_staging(engine.parse_update_info(update_info))
 
     def stage_on(self, seconds: float) -> bool:
-        engine = self.weight_transfer_engine
-        if not isinstance(engine, Mapped):
-            return True
         with set_current_vllm_config(self.vllm_config):
-            return engine.stage_on(seconds)
+            return self.weight_transfer_engine.stage_on(seconds)
 
     def received_digest(self) -> str:
         engine = self.weight_transfer_engine

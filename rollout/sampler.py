@@ -127,8 +127,10 @@ class Sampler:
             started.set_exception(error)
             return
         started.set_result(None)
-        while not self._stopping:
+        while True:
             self._run_commands()
+            if self._stopping:
+                return
             decodes = self._pending and not self._paused
             begun = time.perf_counter()
             try:
@@ -431,7 +433,7 @@ class Sampler:
         return self._do(lambda: self._engine.collective_rpc(method, args=args) and None)
 
     def finish_update(self, version: int) -> "Future[tuple[int, str]]":
-        """Load what was sent and serve as this version from now on.
+        """Serve what was sent, as this version, from now on.
 
         The acknowledgement: the version the engine now stamps on tokens, and the digest of the
         bytes it loaded ("" where the backend has none).

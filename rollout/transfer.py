@@ -15,6 +15,7 @@ import contextlib
 import mmap
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,8 @@ class Sender(Protocol):
         ...
 
     def send(self, version: int) -> str:
-        """Push the weights as this policy version; the digest of the bytes sent ("" where the
-        backend has none, and on all ranks but 0)."""
+        """Have the weights served, as this policy version; the digest of the bytes sent ("" where
+        the backend has none, and on all ranks but 0)."""
         ...
 
     def close(self) -> None: ...
@@ -124,7 +125,9 @@ def lay_out(metadata: Sequence[TensorMeta]) -> tuple[list[Slot], int]:
 
 def views(buffer: mmap.mmap, slots: Sequence[Slot]) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a mapped file, without a copy."""
-    whole = torch.frombuffer(buffer, dtype=torch.uint8)
+    with warnings.catch_warnings():  # a sampler only reads
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        whole = torch.frombuffer(buffer, dtype=torch.uint8)
     for slot in slots:
         flat = whole[slot.offset : slot.offset + slot.num_bytes]
         yield slot.name, flat.view(getattr(torch, slot.dtype)).view(slot.shape)
@@ -154,18 +157,36 @@ def bits(buffer: mmap.mmap, slots: Sequence[Slot]) -> np.ndarray:
     return np.frombuffer(buffer, dtype=f"u{width}")
 
 
-class SharedMemorySender:
-    """The sending half of `shm`. All ranks iterate the source; rank 0 writes and talks."""
+class StagedSender:
+    """What `shm` and `ray` share: samplers that have the bytes are told when to serve them."""
 
-    def __init__(self, source: Source, client: Client, *, rank: int, directory: Path) -> None:
+    def __init__(self, source: Source, client: Client) -> None:
         self.sent = 1.0
         self._source = source
         self._client = client
         self._slots, self._size = lay_out(source.metadata())
+        self._staged: str | None = None
+        """Digest of what the samplers have and do not serve yet; "" on all ranks but 0."""
+
+    def send(self, version: int) -> str:
+        """Raises RuntimeError when nothing is staged."""
+        if self._staged is None:
+            raise RuntimeError("weights are to be sent before they are staged")
+        checksum, self._staged = self._staged, None
+        if checksum:
+            self._client.start_weight_update()
+            self._client.update_weights({"digest": checksum})
+            self._client.finish_weight_update(str(version))
+        return checksum
+
+
+class SharedMemorySender(StagedSender):
+    """The sending half of `shm`. All ranks iterate the source; rank 0 writes and talks."""
+
+    def __init__(self, source: Source, client: Client, *, rank: int, directory: Path) -> None:
+        super().__init__(source, client)
         self._buffer: mmap.mmap | None = None
         self._targets: dict[str, torch.Tensor] = {}
-        self._staged: str | None = None
-        """Digest of what the samplers have staged and do not serve yet."""
         if rank == 0:
             self._buffer = self._handshake(directory)
 
@@ -200,16 +221,6 @@ class SharedMemorySender:
             self._client.stage_weights({"digest": checksum})
         self._staged = checksum
 
-    def send(self, version: int) -> str:
-        if self._staged is None:
-            self.stage()
-        checksum, self._staged = self._staged or "", None
-        if self._buffer is not None:
-            self._client.start_weight_update()
-            self._client.update_weights({"digest": checksum})
-            self._client.finish_weight_update(str(version))
-        return checksum
-
     def close(self) -> None:
         self._targets = {}
         if self._buffer is not None:
@@ -217,55 +228,44 @@ class SharedMemorySender:
                 self._buffer.close()
 
 
-class PayloadSender:
+class PayloadSender(StagedSender):
     """The sending half of `ray`. All ranks iterate the source; rank 0 keeps what the samplers hold
     beside what they are to hold, and sends the difference where that is less."""
 
     def __init__(self, source: Source, client: Client, *, rank: int) -> None:
-        self._source = source
-        self._client = client
-        self._slots, size = lay_out(source.metadata())
+        super().__init__(source, client)
         self._first = rank == 0
-        self._held, self._next = (mmap.mmap(-1, size if rank == 0 else 1) for _ in "ab")
+        self._held, self._next = (mmap.mmap(-1, self._size if self._first else 1) for _ in "ab")
         self._base = ""
-        """Digest of what the samplers hold, served or staged; empty before the first push."""
-        self._staged: str | None = None
-        """Digest of what the samplers have staged and do not serve yet."""
-        self.sent = 1.0
+        """Digest of what the samplers serve and `_held` holds; empty where that is not known."""
         if self._first:
             slots = [vars(slot) for slot in self._slots]
-            client.init_weight_transfer_engine({"size": size, "slots": slots})
+            client.init_weight_transfer_engine({"size": self._size, "slots": slots})
 
     def stage(self) -> None:
         """Gather the weights, and send what differs from those that the samplers hold."""
         self._staged = None
         targets = dict(views(self._next, self._slots)) if self._first else {}
         fill(targets, self._source, self._slots)
-        self._staged = self._stage() if self._first else ""
+        self._staged = self._handed() if self._first else ""
 
-    def _stage(self) -> str:
+    def _handed(self) -> str:
         difference = None
-        if self._base:
+        base, self._base = self._base, ""  # until they serve it: else they get everything next
+        if base:
             difference = encode(bits(self._held, self._slots), bits(self._next, self._slots))
         payload = memoryview(self._next) if difference is None else memoryview(difference)
-        base = "" if difference is None else self._base
-        self._base = ""  # until all have it: after a failure they get everything
         self.sent = len(payload) / len(self._next)
         pieces = [bytes(payload[at : at + PIECE]) for at in range(0, len(payload), PIECE)]
         checksum = digest(self._next)
-        self._client.stage_weights({"digest": checksum, "base": base, "pieces": pieces})
-        self._base = checksum
-        self._held, self._next = self._next, self._held
+        update = {"digest": checksum, "base": "" if difference is None else base, "pieces": pieces}
+        self._client.stage_weights(update)
         return checksum
 
     def send(self, version: int) -> str:
-        if self._staged is None:
-            self.stage()
-        checksum, self._staged = self._staged or "", None
-        if self._first:
-            self._client.start_weight_update()
-            self._client.update_weights({"digest": checksum})
-            self._client.finish_weight_update(str(version))
+        checksum = super().send(version)
+        self._base = checksum
+        self._held, self._next = self._next, self._held
         return checksum
 
     def close(self) -> None:

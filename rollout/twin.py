@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.attention import Attention, is_deferred_attention_layer
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
@@ -39,31 +39,40 @@ class Twin:
     def __init__(self, model: Any) -> None:
         self._pairs: list[tuple[Any, Any]] = []
         """(module that serves, its twin)"""
-        self._tensors: dict[int, Tensor] = {}
-        """Of the model, by identity: tied weights stay tied."""
-        self._modules: dict[int, Any] = {}
-        self._twin: Any = self._copy(model)
+        self._twin: Any = self._copy(model, {})
 
     @staticmethod
-    def fits(model: Any, device: torch.device) -> bool:
-        """Quantized layers keep what their kernels need in places of their own."""
-        return device.type == "cpu" and getattr(model, "quant_config", None) is None
+    def fits(model: Any, config: Any) -> bool:
+        """Whether all that follows from the weights is in the modules that are copied. Quantized
+        layers, attention that is more than plain, and buffers that are views of weights keep some
+        of it elsewhere."""
+        if config.device_config.device_type != "cpu" or config.quant_config is not None:
+            return False
+        for module in model.modules():
+            if is_deferred_attention_layer(module) and (
+                type(module) is not Attention or getattr(module.impl, "sinks", None) is not None
+            ):
+                return False
+            weights = {p.untyped_storage().data_ptr() for p in module.parameters()} - {0}
+            if any(b.untyped_storage().data_ptr() in weights for b in module.buffers()):
+                return False
+        return True
 
-    def _copy(self, module: Any) -> Any:
-        if id(module) in self._modules:
-            return self._modules[id(module)]
+    def _copy(self, module: Any, seen: dict[int, Any]) -> Any:
+        """`seen`: modules and tensors copied so far, by identity. What is shared stays shared, as
+        the weight of a tied head."""
+        if module is None or id(module) in seen:
+            return seen.get(id(module))
         if is_deferred_attention_layer(module):
-            self._modules[id(module)] = torch.nn.Module()
-            return self._modules[id(module)]
-        twin = module.__class__.__new__(module.__class__)
-        self._modules[id(module)] = twin
+            return seen.setdefault(id(module), torch.nn.Module())
+        twin = seen[id(module)] = module.__class__.__new__(module.__class__)
         self._pairs.append((module, twin))
         twin.__dict__ = dict(module.__dict__)
         for kind in ("_parameters", "_buffers"):
             named = getattr(module, kind).items()
-            twin.__dict__[kind] = {n: self._own(t, module, twin) for n, t in named}
+            twin.__dict__[kind] = {n: _own(t, module, twin, seen) for n, t in named}
         children = module._modules.items()
-        twin.__dict__["_modules"] = {n: m and self._copy(m) for n, m in children}
+        twin.__dict__["_modules"] = {n: self._copy(m, seen) for n, m in children}
         info = get_layerwise_info(module)
         mine = get_layerwise_info(twin)
         mine.restore_device = info.restore_device
@@ -73,15 +82,6 @@ class Twin:
         )
         mine.restore_metadata = (parameters, buffers)
         return twin
-
-    def _own(self, tensor: Tensor | None, module: Any, twin: Any) -> Tensor | None:
-        if tensor is None or id(tensor) in self._tensors:
-            return tensor if tensor is None else self._tensors[id(tensor)]
-        own = tensor.data.clone()
-        own.__class__ = tensor.__class__
-        vars(own).update(vars(tensor))
-        self._tensors[id(tensor)] = restore_layer_refs(sanitize_layer_refs(own, module), twin)
-        return self._tensors[id(tensor)]
 
     def begin(self) -> None:
         initialize_layerwise_reload(self._twin)
@@ -100,3 +100,12 @@ class Twin:
             children = module._modules, twin._modules
             module.__dict__, twin.__dict__ = twin.__dict__, module.__dict__
             module.__dict__["_modules"], twin.__dict__["_modules"] = children
+
+
+def _own(tensor: Tensor | None, module: Any, twin: Any, seen: dict[int, Any]) -> Tensor | None:
+    if tensor is None or id(tensor) in seen:
+        return seen.get(id(tensor))
+    own = tensor.data.clone()
+    own.__class__ = tensor.__class__
+    vars(own).update(vars(tensor))
+    return seen.setdefault(id(tensor), restore_layer_refs(sanitize_layer_refs(own, module), twin))

@@ -42,6 +42,15 @@ def perturb(model, seed: int) -> None:
             parameter.add_(0.2 * parameter.std() * torch.randn_like(parameter))
 
 
+def serve(sampler, sender, version: int) -> str:
+    """A publish, as `cluster/run.py` does it; the digest."""
+    sender.stage()
+    sampler.pause().result(60)
+    digest = sender.send(version)
+    sampler.resume().result(60)
+    return digest
+
+
 def publish_and_compare(sampler, model_path: str, directory: str) -> list[dict]:
     from learner.source import ZeroSource
     from rollout.transfer import SharedMemorySender
@@ -56,9 +65,7 @@ def publish_and_compare(sampler, model_path: str, directory: str) -> list[dict]:
     for version in (1, 2, 3):
         stale = sampler.score(tokens).result(60)
         perturb(model, version)
-        sampler.pause().result(60)
-        digest = sender.send(version)
-        sampler.resume().result(60)
+        digest = serve(sampler, sender, version)
         fresh = sampler.score(tokens).result(60)
         sampling = SamplingConfig(temperature=0.7, max_tokens=20)
         [sampled] = sampler.generate(prompt(length=6), sampling, [version]).result(60)
@@ -120,10 +127,7 @@ def publish_differences(sampler, model_path: str, refuses: bool) -> dict:
             for parameter in model.parameters():
                 changed = parameter.flatten()[:: 1 if version == 1 else 50]
                 changed += 0.3 * parameter.std() * torch.randn_like(changed)
-        sender.stage()
-        sampler.pause().result(60)
-        digest = sender.send(version)
-        sampler.resume().result(60)
+        digest = serve(sampler, sender, version)
         after = sampler.score(tokens).result(60)
         found["sent"].append(sender.sent)
         found["moved"].append(float(np.abs(after - before).max()))
@@ -133,11 +137,10 @@ def publish_differences(sampler, model_path: str, refuses: bool) -> dict:
         return found
     sender._base = "0" * 64
     try:
-        sender.send(4)
+        sender.stage()
     except RuntimeError as error:
         found["refused"] = str(error)
-    sampler.pause().result(60)
-    sender.send(5)
+    serve(sampler, sender, 5)
     found["after"] = sender.sent
     return found
 
@@ -209,7 +212,7 @@ def wrong_weights(sampler, model_path: str, directory: str) -> dict[str, str]:
     damaging = SharedMemorySender(
         ZeroSource(model, sharded=False), Damaging(sampler), rank=0, directory=Path(directory)
     )
-    attempt("damaged", lambda: damaging.send(1))
+    attempt("damaged", damaging.stage)
     attempt("elsewhere", lambda: sampler.update("init", {"path": "/nowhere/x", "size": 64,
             "slots": [vars(s) for s in damaging._slots]}).result(60))  # fmt: skip
     return errors
@@ -272,6 +275,7 @@ def update_in_flight(sampler, model_path: str, directory: str) -> dict:
     sampler.pause().result(60)
     old = load(model_path)
     perturb(model, 7)
+    sender.stage()
     sender.send(1)
     sampler.resume().result(60)
     report = {"switched": 0, "old": 0.0, "new": 0.0, "spread": 0.0}
@@ -303,6 +307,7 @@ def test_a_completion_that_lives_through_an_update_says_where_the_seam_is(
 def stage_and_serve(sampler, model_path: str, directory: str) -> dict:
     """Weights that lie staged, that arrive damaged, that are staged twice: what is served?"""
     from learner.source import ZeroSource
+    from rollout.receive import Mapped
     from rollout.transfer import SharedMemorySender
 
     model = load(model_path)
@@ -320,9 +325,20 @@ def stage_and_serve(sampler, model_path: str, directory: str) -> dict:
 
     calm = sampled()
     perturb(model, 1)
+    parts = []
+    stage_on = Mapped.stage_on
+
+    def counted(engine: Mapped, seconds: float) -> bool:
+        done = stage_on(engine, seconds)
+        parts.append(engine._twin)
+        return done
+
+    Mapped.stage_on = counted
     decoding = sampler.generate(given, long, [1, 2])
     sender.stage()
-    found = {"at_once": decoding.done(), "staged": gap()}
+    found = {"at_once": decoding.done(), "parts": len(parts), "twin": parts[-1] is not None}
+    Mapped.stage_on = stage_on
+    found["staged"] = gap()
     found["while_staging"] = [c.token_ids.tolist() for c in decoding.result(60)] == calm
     found["behind_staging"] = sampled() == calm
     honest, client.stage_weights = (
@@ -346,9 +362,7 @@ def stage_and_serve(sampler, model_path: str, directory: str) -> dict:
     perturb(model, 2)
     sender.stage()  # the learner died and its successor stages again
     for version in (1, 2):
-        sampler.pause().result(60)
-        sender.send(version)  # the second time without a call of `stage` before
-        sampler.resume().result(60)
+        serve(sampler, sender, version)
         found[f"served {version}"] = gap()
         perturb(model, 3)
     return found
@@ -358,6 +372,8 @@ def test_staged_weights_serve_nobody_until_they_are_exchanged(tiny: Path, tmp_pa
     model = str(tiny / "model")
     found = with_sampler(stage_and_serve, tmp_path, tiny / "model", model, str(tmp_path))
     assert not found["at_once"], "decoding had ended before the staging: this proves nothing"
+    assert found["twin"], "weights were not loaded beside those that serve"
+    assert found["parts"] > 3, "weights were not loaded in parts between decode steps"
     assert found["staged"] > 0.05, "old and new weights are the same: this proves nothing"
     assert found["while_staging"] and found["behind_staging"], "staged weights were served"
     assert "the weights arrived damaged" in found["damaged"]
@@ -379,6 +395,7 @@ def keep_kv_through_an_update(sampler, model_path: str, directory: str) -> dict:
     time.sleep(0.25)
     sampler.pause().result(60)
     perturb(model, 7)
+    sender.stage()
     sender.send(1)
     sampler.resume().result(60)
     later = sampler.generate(given, SamplingConfig(max_tokens=8), [99])

@@ -49,6 +49,8 @@ class Costs(Protocol):
     """Of a publish, while samplers go on"""
     pause: float
     """Of a publish, while they stand still"""
+    staged: bool
+    """A publish is of bytes that samplers have beforehand: the learner need not wait for it"""
     overlap: float
     """How much longer sampling and training take while both are at work: 1 on devices of their
     own"""
@@ -135,6 +137,8 @@ class Constants:
 class Measured:
     """Costs of the machine that the constants were measured on, for any recipe of that model."""
 
+    staged = True
+
     def __init__(self, constants: Constants, config: RunConfig, model: Model) -> None:
         self._of, self._config, self._model = constants, config, model
         self.latency, self.per_step = constants.latency, constants.per_step
@@ -188,6 +192,8 @@ BYTES = 2
 
 class Modelled:
     """Costs of a cluster of GPUs that is not at hand."""
+
+    staged = False
 
     def __init__(self, gpu: Gpu, config: RunConfig, model: Model, *, per_node: int = 8) -> None:
         self._gpu, self._config, self._model, self._sizes = gpu, config, model, model.sizes

@@ -331,7 +331,7 @@ class VirtualRun:
         if self._exchanging is not None:
             await asyncio.wait([self._exchanging])
         exchange = self._exchange(version, groups)
-        if background is None or self.config.schedule.max_staleness == 0:
+        if background is None or not (self._costs.staged and self.config.schedule.max_staleness):
             await exchange
         else:
             self._exchanging = background.create_task(exchange)
