@@ -6,6 +6,7 @@ nothing of actors.
 
 import asyncio
 import contextlib
+import functools
 import gc
 import shutil
 import time
@@ -26,6 +27,7 @@ from cluster.metrics import MetricsWriter
 from cluster.placement import Fleet, Shape
 from cluster.pool import ask_all
 from cluster.progress import Progress
+from cluster.publish import Publisher
 from cluster.scoring import Scoring
 from cluster.window import Window, WindowState
 from learner.algorithms import build
@@ -33,7 +35,6 @@ from rewards import Score
 from rollout import Completion, Group, Prompt, ScoredGroup
 from rollout.schema import to_table
 from rollout.steps import step_tokens
-from rollout.transfer import STAGED
 from rollout.types import Steps
 
 
@@ -78,6 +79,7 @@ class Run:
             self.fleet.services,
         )
         self.learners = self.fleet.learners
+        self.publisher = Publisher(config, device, self.learners, self.samplers, inputs.canary)
         self.checkpoints = self.folder / "checkpoints"
         self.ledger = Ledger(self.folder, keep_rollouts=config.logging.keep_rollouts)
         self.metrics = MetricsWriter(self.folder, tensorboard=config.logging.tensorboard)
@@ -90,9 +92,6 @@ class Run:
         self._lap: dict[str, float] = {}
         """Seconds per phase since the last logged step; `seconds` counts from the first."""
         self._evaluation: asyncio.Task[None] | None = None
-        self._exchanging: asyncio.Task[None] | None = None
-        self._published: dict[str, float] = {}
-        """Metrics of the last publish that ended."""
         self.evaluations: dict[int, dict[str, float]] = {}
         self.examples: dict[int, str] = {}
         """What the first held-out prompt was answered with, by step."""
@@ -245,84 +244,16 @@ class Run:
     ) -> dict[str, float]:
         """Give the samplers the learner's weights, as this version, and refund the slots of the
         groups they were trained on, unless nobody samples: a supervised run publishes when it
-        evaluates. Where older groups may be trained meanwhile, in the background; the next publish
-        waits for it then, and the metrics are those of the one before."""
+        evaluates."""
+        release = functools.partial(self.window.release, groups) if groups else None
         if self.inputs.prompts is None:
-            if groups:
-                await self.window.release(groups)
+            if release is not None:
+                await release()
             return {}
         await self.evaluated()
         self.progress.phase = "publish"
         with self.timed("publish"):
-            await self.published()
-            exchange = self._exchange(version, await self._stage(), groups)
-            if background is None or not self._trains_meanwhile:
-                await exchange
-            else:
-                self._exchanging = background.create_task(exchange)
-                await asyncio.sleep(0)  # its deadline, which names samplers, runs before `take`'s
-        return self._published
-
-    @property
-    def _trains_meanwhile(self) -> bool:
-        return self.config.schedule.max_staleness > 0 and self.device.weight_backend in STAGED
-
-    async def published(self) -> None:
-        """The publish under way, if any, is done and was found right."""
-        if self._exchanging is not None:
-            await asyncio.wait([self._exchanging])
-            self._exchanging.result()
-
-    async def _stage(self) -> list[float]:
-        """Weights on their way to the samplers; what the learner says of the canary under them."""
-        await self.learners.all("stage_weights")
-        [learned, *_] = await self.learners.all("score", self.inputs.canary)
-        return learned
-
-    async def _exchange(self, version: int, learned: list[float], groups: int) -> None:
-        """Each sampler acknowledges version and digest before it serves again; then all score what
-        the learner did. Raises RuntimeError when they disagree."""
-        await self.samplers.all("staged")
-        started = time.monotonic()
-        await self.samplers.all("pause", self.config.schedule.in_flight)
-        sent = await self._send(version)
-        await self.samplers.all("resume")
-        paused = time.monotonic() - started
-        if groups:
-            await self.window.release(groups)  # only now may new prompts enter
-        gap = await self._canary(learned)
-        if not gap <= self.device.canary_bound:
-            raise RuntimeError(
-                f"after publishing version {version}, learner and samplers disagree by {gap:.2g} "
-                "on the logprobs of the same tokens (cluster.canary_bound="
-                f"{self.device.canary_bound}): the samplers do not hold the learner's weights"
-            )
-        self._published = {
-            "policy/canary_gap": gap,
-            "weights/pause_seconds": paused,
-            "weights/sent": sent,
-        }
-
-    async def _send(self, version: int) -> float:
-        """Weights to paused samplers; each says which it holds. The share of the bytes that had to
-        travel."""
-        [(digest, sent), *_] = await self.learners.all("send_weights", version)
-        for index, answer in enumerate(await self.samplers.all("acknowledged")):
-            if tuple(answer) != (version, digest):
-                raise RuntimeError(
-                    f"sampler/{index} holds version {answer[0]} with digest "
-                    f"{answer[1][:12] or 'none'}; the learner sent version {version} with digest "
-                    f"{digest[:12] or 'none'}"
-                )
-        return sent
-
-    async def _canary(self, learned: list[float]) -> float:
-        """The largest logprob difference between the learner and any sampler."""
-        return max(
-            abs(ours - theirs)
-            for answer in await self.samplers.all("score", self.inputs.canary)
-            for ours, theirs in zip(learned, answer, strict=True)
-        )
+            return await self.publisher.publish(version, release, background)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         metrics |= {f"time/{phase}": seconds for phase, seconds in self._lap.items()}
@@ -367,14 +298,14 @@ class Run:
         state = self.window.state()  # of this moment: prompts enter meanwhile
         await self.begin_evaluation(step, background)
         if last:  # the last checkpoint is of weights that were found right
-            await self.published()
+            await self.publisher.ended()
         if last or (every and step % every == 0):
             await self.save(step, state)
 
     async def _evaluate(self, step: int) -> None:
         if self.inputs.prompts is None:  # nobody samples between evaluations
-            await self._exchange(step, await self._stage(), 0)
-        await self.published()
+            await self.publisher.publish(step)
+        await self.publisher.ended()
         metrics, self.examples[step] = await evaluate(
             self.config,
             self.inputs.held_out,

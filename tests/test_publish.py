@@ -1,4 +1,4 @@
-"""What a publish waits for, and what waits for it: `Run.publish` between a learner and samplers
+"""What a publish waits for, and what waits for it: a `Publisher` between a learner and samplers
 that answer when the test lets them."""
 
 import asyncio
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.run import Run
+from cluster.publish import Publisher
 
 DIGEST = "d" * 64
 
@@ -20,19 +20,11 @@ class World:
         self.said: list[str] = []
         self.exchange = asyncio.Event()
         self.sampled = sampled
-        run: Any = Run.__new__(Run)
-        run.config = SimpleNamespace(
-            schedule=SimpleNamespace(max_staleness=staleness, in_flight="keep")
-        )
-        run.device = SimpleNamespace(weight_backend=backend, canary_bound=1e-3)
-        run.inputs = SimpleNamespace(prompts=object(), canary=[1, 2])
-        run.progress = SimpleNamespace()
-        run.learners = SimpleNamespace(all=self._learners)
-        run.samplers = SimpleNamespace(all=self._samplers)
-        run.window = SimpleNamespace(release=self._release)
-        run.seconds, run._lap, run._published = {}, {}, {}
-        run._evaluation = run._exchanging = None
-        self.run: Run = run
+        schedule = SimpleNamespace(max_staleness=staleness, in_flight="keep")
+        device = SimpleNamespace(weight_backend=backend, canary_bound=1e-3)
+        pools = (SimpleNamespace(all=self._learners), SimpleNamespace(all=self._samplers))
+        config: Any = SimpleNamespace(schedule=schedule)
+        self.publisher = Publisher(config, device, *pools, [1, 2])  # type: ignore[arg-type]
 
     async def _learners(self, name: str, *given: Any) -> list[Any]:
         self.said.append(f"learner {name}")
@@ -44,13 +36,16 @@ class World:
         self.said.append(f"sampler {name}")
         return {"acknowledged": [(1, DIGEST)], "score": [[self.sampled]]}.get(name, [None])
 
-    async def _release(self, count: int) -> None:
-        self.said.append(f"release {count}")
+    async def publish(self, version: int, background: asyncio.TaskGroup) -> dict[str, float]:
+        return await self.publisher.publish(version, self._release, background)
+
+    async def _release(self) -> None:
+        self.said.append("release")
 
 
 ORDER = [
     "learner stage_weights", "learner score", "sampler staged", "sampler pause",
-    "learner send_weights", "sampler acknowledged", "sampler resume", "release 8", "sampler score",
+    "learner send_weights", "sampler acknowledged", "sampler resume", "release", "sampler score",
 ]  # fmt: skip
 
 
@@ -58,16 +53,15 @@ def test_the_learner_goes_on_while_samplers_exchange_their_weights():
     async def scenario() -> World:
         world = World(staleness=1)
         async with asyncio.TaskGroup() as background:
-            await asyncio.wait_for(world.run.publish(1, 8, background), 5)
+            await asyncio.wait_for(world.publish(1, background), 5)
             await asyncio.sleep(0.01)
             assert world.said == ORDER[:5], "the exchange did not begin"
-            after = asyncio.create_task(world.run.publish(2, 8, background))
+            after = asyncio.create_task(world.publish(2, background))
             await asyncio.sleep(0.01)
             assert world.said == ORDER[:5], "a publish overtook the one before"
             after.cancel()
             world.exchange.set()
-            await world.run.published()
-        assert world.run._published["policy/canary_gap"] == 0.0
+            await world.publisher.ended()
         return world
 
     assert asyncio.run(scenario()).said == ORDER
@@ -80,7 +74,7 @@ def test_the_learner_waits_where_nothing_can_be_trained_or_it_takes_part(
     async def scenario() -> None:
         world = World(staleness=staleness, backend=backend)
         async with asyncio.TaskGroup() as background:
-            publishing = asyncio.create_task(world.run.publish(1, 8, background))
+            publishing = asyncio.create_task(world.publish(1, background))
             await asyncio.sleep(0.01)
             assert not publishing.done()
             world.exchange.set()
@@ -97,8 +91,8 @@ def test_weights_that_are_wrong_end_the_run_from_the_background():
         world.exchange.set()
         with contextlib.suppress(asyncio.CancelledError):
             async with asyncio.TaskGroup() as background:
-                await world.run.publish(1, 8, background)
-                await world.run.publish(2, 8, background)
+                await world.publish(1, background)
+                await world.publish(2, background)
                 world.said.append("went on")
         return world
 
