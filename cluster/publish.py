@@ -35,9 +35,10 @@ class Publisher:
         Where training goes on meanwhile, in the background, and the metrics are those of the
         publish before."""
         await self.ended()
+        started = time.monotonic()
         await self._learners.all("stage_weights")
         [learned, *_] = await self._learners.all("score", self._tokens)
-        exchange = self._exchange(version, learned, release)
+        exchange = self._exchange(version, learned, time.monotonic() - started, release)
         if background is None or not self._meanwhile:
             await exchange
         else:
@@ -55,10 +56,11 @@ class Publisher:
         self,
         version: int,
         learned: list[float],
+        staged: float,
         release: Callable[[], Awaitable[None]] | None,
     ) -> None:
         """Each sampler acknowledges version and digest before it serves again; then all score what
-        the learner did."""
+        the learner did. `staged`: seconds that the learner took."""
         await self._samplers.all("staged")
         started = time.monotonic()
         await self._samplers.all("pause", self._in_flight)
@@ -76,6 +78,7 @@ class Publisher:
             )
         self._metrics = {
             "policy/canary_gap": gap,
+            "weights/stage_seconds": staged,
             "weights/pause_seconds": paused,
             "weights/sent": sent,
         }

@@ -20,7 +20,9 @@ from learner.memory import Architecture
 from learner.packing import Work
 
 NOTHING = Constants(**dict.fromkeys(Constants.__dataclass_fields__, 0.0))
-PLAIN = replace(NOTHING, overlap=1.0, per_decode_step=1e-2, per_update=0.3, push=0.04, pause=0.01)
+PLAIN = replace(
+    NOTHING, overlap=1.0, per_decode_step=1e-2, per_update=0.3, push=0.03, exchange=0.01, pause=0.01
+)
 """A decode step takes 10 ms, an update 300, a publish 50, and nothing else any time."""
 ALIKE = Workload(prompts=(10,), lengths=((20, 20),), rewards=((0.0, 1.0),))
 SIZES = Architecture(
@@ -67,8 +69,10 @@ def test_a_synchronous_step_is_the_sum_of_its_parts():
 def test_an_asynchronous_step_is_its_slower_side():
     ahead = recipe(**{"schedule.max_staleness": 2})
     found = simulate(ahead, Measured(PLAIN, ahead, SEVEN), ALIKE)
-    assert found.step_seconds == pytest.approx(0.3), "the learner: a publish goes on meanwhile"
-    assert found.learner_idle == pytest.approx(0.0)
+    assert found.step_seconds == pytest.approx(0.33), (
+        "the learner's own: the rest goes on meanwhile"
+    )
+    assert found.learner_idle == pytest.approx(0.03 / 0.33)
     assert found.staleness_max == 2.0
     slow = replace(PLAIN, per_decode_step=4e-2)
     assert 0.8 < seconds_of(ahead, slow) < 0.83, "the samplers, and their pauses"
@@ -259,6 +263,6 @@ def test_constants_of_this_machine_plan_its_runs(tiny: Path, tmp_path: Path):
     found = Constants.read(file)
     assert found.per_decode_step + found.per_decoded_token > 0
     assert found.per_update + found.per_micro_batch + found.per_flop > 0
-    assert found.push > 0 and found.pause > 0 and found.overlap >= 1
+    assert min(found.push, found.exchange, found.pause) > 0 and found.overlap >= 1
     planned = cohort("plan", *words, "--constants", str(file))
     assert "max_staleness=0 (the recipe's)" in planned and "max_staleness=4" in planned

@@ -113,7 +113,7 @@ def matched(found: Constants, config: RunConfig, model: Model) -> Constants:
         for before, after in itertools.pairwise(rows)
     ]
     load = Workload.recorded(config.folder)
-    idle = replace(found, per_step=0.0, push=0.0, pause=0.0)
+    idle = replace(found, per_step=0.0, push=0.0, exchange=0.0, pause=0.0)
     whole = simulate(config, Measured(idle, config, model), load, steps=40).step_seconds
     free = replace(idle, **dict.fromkeys(TRAINING, 0.0))
     sampled = simulate(config, Measured(free, config, model), load, steps=40).step_seconds
@@ -123,7 +123,7 @@ def matched(found: Constants, config: RunConfig, model: Model) -> Constants:
     return replace(
         found,
         **scaled,
-        push=max(0.0, phases["publish"] - found.pause),
+        exchange=max(0.0, phases["publish"] - found.push - found.pause),
         per_step=max(0.0, statistics.median(between)),
     )
 
@@ -184,8 +184,9 @@ class Probes:
                     found = volume(self._run.config, model, _table(table))
                     trained.add((1.0, found.micro_batches, found.flops), took)
                     published.append(pushed)
-        push, pause = (statistics.median(part) for part in zip(*published, strict=True))
-        return {**sampled.solved(), **trained.solved(), "push": push, "pause": pause}
+        names = ("push", "exchange", "pause")
+        parts = (statistics.median(part) for part in zip(*published, strict=True))
+        return {**sampled.solved(), **trained.solved(), **dict(zip(names, parts, strict=True))}
 
     def _batches(self) -> list[tuple[int, int, int]]:
         """(groups, longest completion, tokens of a prompt; 0: the recipe's own)"""
@@ -212,11 +213,12 @@ class Probes:
         self._version += 1
         return time.perf_counter() - started
 
-    async def _publish(self) -> tuple[float, float]:
-        """(seconds beside the pause, seconds of the pause)"""
+    async def _publish(self) -> tuple[float, float, float]:
+        """Seconds of the learner's part, of the samplers' beside the pause, of the pause."""
         started = time.perf_counter()
-        pause = (await self._run.publish(self._version))["weights/pause_seconds"]
-        return time.perf_counter() - started - pause, pause
+        found = await self._run.publish(self._version)
+        push, pause = found["weights/stage_seconds"], found["weights/pause_seconds"]
+        return push, time.perf_counter() - started - push - pause, pause
 
     async def overlap(self) -> float:
         """How much longer an update takes while samplers decode."""

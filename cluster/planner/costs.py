@@ -46,11 +46,13 @@ class Costs(Protocol):
     per_step: float
     """Of the driver, between an update and the next"""
     push: float
-    """Of a publish, while samplers go on"""
+    """Of a publish, what the learner takes part in while samplers go on"""
+    exchange: float
+    """Of a publish, the samplers' part beside the pause: staging, calls, the canary"""
     pause: float
     """Of a publish, while they stand still"""
     staged: bool
-    """A publish is of bytes that samplers have beforehand: the learner need not wait for it"""
+    """The learner need not wait for the samplers' part"""
     overlap: float
     """How much longer sampling and training take while both are at work: 1 on devices of their
     own"""
@@ -109,6 +111,7 @@ class Constants:
     latency: float
     per_step: float
     push: float
+    exchange: float
     pause: float
     overlap: float
     per_decode_step: float
@@ -142,7 +145,7 @@ class Measured:
     def __init__(self, constants: Constants, config: RunConfig, model: Model) -> None:
         self._of, self._config, self._model = constants, config, model
         self.latency, self.per_step = constants.latency, constants.per_step
-        self.push, self.pause = constants.push, constants.pause
+        self.push, self.exchange, self.pause = constants.push, constants.exchange, constants.pause
         self.overlap = constants.overlap
 
     def prefill(self, tokens: int, completions: int) -> float:
@@ -204,7 +207,7 @@ class Modelled:
         self._width = config.sampler.tensor_parallel
         weights = BYTES * model.sizes.parameters
         self.latency, self.per_step, self.overlap = 0.05, 0.05, 1.0
-        self.push = weights / self._wire
+        self.push, self.exchange = weights / self._wire, 0.0
         self.pause = weights / ((gpu.link if devices <= per_node else gpu.network) * SENDS)
 
     def prefill(self, tokens: int, completions: int) -> float:

@@ -330,6 +330,7 @@ class VirtualRun:
     ) -> dict[str, float]:
         if self._exchanging is not None:
             await asyncio.wait([self._exchanging])
+        await asyncio.sleep(self._costs.push)
         exchange = self._exchange(version, groups)
         if background is None or not (self._costs.staged and self.config.schedule.max_staleness):
             await exchange
@@ -338,7 +339,7 @@ class VirtualRun:
         return {}
 
     async def _exchange(self, version: int, groups: int) -> None:
-        await asyncio.sleep(self._costs.push)
+        await asyncio.sleep(self._costs.exchange)
         in_flight = self.config.schedule.in_flight
         await asyncio.gather(*(engine.pause(in_flight) for engine in self.engines))
         await asyncio.sleep(self._costs.pause)
