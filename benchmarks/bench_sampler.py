@@ -328,11 +328,11 @@ def b5() -> None:
             found = [worker.ask("push") for _ in range(PAIRS + 2)][2:]
             worker.close()
             whole = [limit / (staged + paused) for staged, paused, limit, _ in found]
-            stalls = [limit / paused for _, paused, limit, _ in found]
+            pauses = [limit / paused for _, paused, limit, _ in found]
             megabytes = found[0][3] / 2**20
             what = f"bytes/s of a push of {megabytes:.0f} MiB / of one pass over the same buffers"
             line(name, what, whole, ">= 0.85" if megabytes >= 250 else ">= 0.5")
-            line(f"{name}_pause", "the same, of the pause: what was staged is exchanged", stalls)
+            line(f"{name}_pause", "the same, of the pause: what was staged is exchanged", pauses)
 
 
 def b6() -> None:

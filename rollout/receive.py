@@ -87,8 +87,9 @@ class Mapped(WeightTransferEngine[Any, Any]):
     def _stage(self, expected: str) -> Iterator[None]:
         # A twin that was left half loaded, by an error or a learner that died, is of no use.
         twin, self._twin = self._twin, None
-        if Twin.fits(self.model, self.vllm_config):
-            twin = twin or Twin(self.model)
+        if twin is None and Twin.fits(self.model, self.vllm_config):
+            twin = Twin(self.model)
+        if twin is not None:
             twin.begin()
         found = blake3()
         ends = [slot.offset for slot in self._slots[1:]] + [len(self._buffer)]

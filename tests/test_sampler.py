@@ -43,7 +43,7 @@ def perturb(model, seed: int) -> None:
 
 
 def serve(sampler, sender, version: int) -> str:
-    """A publish, as `cluster/run.py` does it; the digest."""
+    """A publish, as `cluster/publish.py` does it; the digest."""
     sender.stage()
     sampler.pause().result(60)
     digest = sender.send(version)
