@@ -87,6 +87,7 @@ def controller(samplers: Any, window: Any) -> Any:
     import numpy as np
 
     from cluster.lengths import Lengths
+    from cluster.poison import Trials
     from cluster.run import Run
     from cluster.scoring import Scoring
     from rewards import RewardConfig
@@ -117,6 +118,8 @@ def controller(samplers: Any, window: Any) -> Any:
         lengths=Lengths(),
     )
     run.judged = lambda *a: Run.judged(run, *a)
+    run.trials = Trials(lambda: asyncio.sleep(0))
+    run.generate = lambda *a, **load: Run.generate(run, *a, **load)
     return run
 
 

@@ -249,15 +249,6 @@ def _push(model: str, folder: str, keep_kv: bool, orders: Any, answers: Any) -> 
         def stage_weights(self, update_info: dict) -> None:
             sampler.stage(update_info).result(60)
 
-        def start_weight_update(self) -> None:
-            sampler.update("start", {}).result(60)
-
-        def update_weights(self, update_info: dict) -> None:
-            sampler.update("update", update_info).result(60)
-
-        def finish_weight_update(self, weight_version: str | None = None) -> None:
-            sampler.finish_update(int(weight_version or 0)).result(60)
-
     source = ZeroSource(learned, sharded=False)
     sender = SharedMemorySender(source, Client(), rank=0, directory=Path(folder))
     weights = [tensor for _, tensor in source]
@@ -268,12 +259,10 @@ def _push(model: str, folder: str, keep_kv: bool, orders: Any, answers: Any) -> 
         version += 1
         if order == "push":
             started = time.perf_counter()
-            sender.stage()
-            staged = time.perf_counter() - started
-            sampler.pause().result(60)
+            checksum = sender.stage()
             paused = time.perf_counter()
-            sender.send(version)
-            sampler.resume().result(60)
+            staged = paused - started
+            sampler.switch(version, checksum).result(60)
             ended = time.perf_counter()
             for copy, tensor in zip(copies, weights, strict=True):
                 copy.copy_(tensor)
@@ -295,10 +284,7 @@ def _push(model: str, folder: str, keep_kv: bool, orders: Any, answers: Any) -> 
 
         def push(version: int = version, pushed: threading.Event = pushed) -> None:
             time.sleep(0.4)
-            sender.stage()
-            sampler.pause().result(60)
-            sender.send(version)
-            sampler.resume().result(60)
+            sampler.switch(version, sender.stage()).result(60)
             pushed.set()
 
         thread = threading.Thread(target=push)

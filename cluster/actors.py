@@ -5,32 +5,55 @@ error comes back as it was raised. Heavy imports happen there as well.
 """
 
 import asyncio
+import contextlib
+import faulthandler
 import os
+import signal
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
 from learner.config import LearnerConfig, ModelConfig
-from rewards import Attempt, RewardConfig, Task, Verdict
+from rewards import Attempt, RewardConfig, Task, Verdict, faults
 from rewards.packed import PackedGroup, PackedVerdicts
 from rollout import Completion, Prompt
 from rollout.config import InFlight, SamplerConfig, SamplingConfig
 from rollout.transfer import Endpoint
 
 START_SECONDS = 120.0
+RUN_MARK = "COHORT_RUN"
+"""Environment variable of every process of a run: its run folder."""
+
+
+def leave_stacks() -> None:
+    """On SIGUSR1 every thread's stack goes to a file like `stacks/sampler-0.<pid>.txt` of the run
+    folder; the process goes on. Works inside of a hung call, too."""
+    if RUN_MARK not in os.environ:
+        return
+    folder = Path(os.environ[RUN_MARK]) / "stacks"
+    folder.mkdir(parents=True, exist_ok=True)
+    *_, role, index = (ray.get_runtime_context().get_actor_name() or "//").split("/")
+    path = folder / f"{role}-{index}.{os.getpid()}.txt"
+    file = open(path, "w")  # noqa: SIM115  # until the process ends
+    faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
 
 
 @ray.remote
 class SamplerActor:
     """One vLLM engine. Async: all calls are under way at the same time."""
 
+    _sampler: Any = None
+
     async def start(self, model: str, config: SamplerConfig, args: dict, max_len: int) -> None:
         from rollout.sampler import Sampler
 
+        leave_stacks()
         self._sampler = await asyncio.to_thread(Sampler, model, config, args, max_len)
         self._acknowledged = (-1, "")
         self._staging: asyncio.Future[None] | None = None
@@ -39,6 +62,10 @@ class SamplerActor:
         self, prompt: Prompt, sampling: SamplingConfig, seeds: list[int]
     ) -> tuple[Completion, ...]:
         return await asyncio.wrap_future(self._sampler.generate(prompt, sampling, seeds))
+
+    async def beat(self) -> float:
+        """Seconds since the engine's thread was last heard of, while it has something to do."""
+        return self._sampler.silence if self._sampler is not None else 0.0
 
     async def score(self, token_ids: list[int]) -> list[float]:
         return (await asyncio.wrap_future(self._sampler.score(token_ids))).tolist()
@@ -57,6 +84,11 @@ class SamplerActor:
         if self._staging is not None:
             await self._staging
 
+    async def switch(
+        self, version: int, digest: str, in_flight: InFlight
+    ) -> tuple[int, str, float]:
+        return await asyncio.wrap_future(self._sampler.switch(version, digest, in_flight))
+
     async def update(self, phase: Any, info: dict[str, Any]) -> None:
         await asyncio.wrap_future(self._sampler.update(phase, info))
 
@@ -64,14 +96,14 @@ class SamplerActor:
         self._acknowledged = await asyncio.wrap_future(self._sampler.finish_update(version))
 
     async def acknowledged(self) -> tuple[int, str]:
-        """(version, digest) that this sampler serves."""
+        """(version, digest) that the last update ended with."""
         return self._acknowledged
 
     def __repr__(self) -> str:
         return "Sampler"
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"watch": 1})  # pyright: ignore[reportCallIssue, reportArgumentType]
 class ScorerActor:
     """Runs verifiers in child processes. Threaded, so calls may overtake `start`: they wait."""
 
@@ -81,13 +113,20 @@ class ScorerActor:
     def start(self, config: RewardConfig) -> None:
         from rewards.scorer import Scorer
 
+        leave_stacks()
         self._scorer = Scorer(config)
         self._started.set()
 
     def judge(self, groups: list[PackedGroup]) -> list[PackedVerdicts | None]:
         if not self._started.wait(START_SECONDS):
             raise RuntimeError(f"the scorer did not start within {START_SECONDS:.0f} s")
-        return self._scorer.judge(groups)
+        verdicts = self._scorer.judge(groups)
+        faults.point("reward.before_return")
+        return verdicts
+
+    @ray.method(concurrency_group="watch")
+    def beat(self) -> float:
+        return 0.0
 
     def __repr__(self) -> str:
         return "Scorer"
@@ -125,10 +164,9 @@ class RewardModelActor:
         return "RewardModel"
 
 
-@ray.remote(concurrency_groups={"watch": 1, "push": 1})  # pyright: ignore[reportCallIssue, reportArgumentType]
+@ray.remote(concurrency_groups={"watch": 1})  # pyright: ignore[reportCallIssue, reportArgumentType]
 class LearnerActor:
-    """One learner rank. Its work runs in one thread. `progress` answers meanwhile, and weights that
-    are staged are exchanged meanwhile."""
+    """One learner rank. Its work runs in one thread; `progress` and `beat` answer meanwhile."""
 
     def address(self, port: int) -> tuple[str, int]:
         """This node's address, and a port that is free on it (`port` itself when it is not 0)."""
@@ -157,13 +195,14 @@ class LearnerActor:
         from learner.engine import Placement
         from learner.learner import Learner
 
+        leave_stacks()
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         dtype = getattr(torch, placement.pop("dtype"))
         self._learner = Learner(config, model, Placement(dtype=dtype, **placement), **options)
         if placement["rank"] == 0:
             self._port.close()
 
-    def connect(self, endpoint: Endpoint, samplers: list[ActorHandle], seconds: float) -> None:
+    def connect(self, endpoint: Endpoint, samplers: dict[str, ActorHandle], seconds: float) -> None:
         self._learner.connect(endpoint, SamplerClient(samplers, endpoint, seconds))
 
     def look(self, table: pa.Table) -> None:
@@ -172,12 +211,11 @@ class LearnerActor:
     def update(self, table: pa.Table, max_staleness: int | None) -> Any:
         return self._learner.update(table, max_staleness)
 
-    def stage_weights(self) -> None:
-        self._learner.stage_weights()
+    def stage_weights(self) -> tuple[str, float]:
+        return self._learner.stage_weights()
 
-    @ray.method(concurrency_group="push")
-    def send_weights(self, version: int) -> tuple[str, float]:
-        return self._learner.send_weights(version)
+    def send_weights(self, version: int) -> None:
+        self._learner.send_weights(version)
 
     def score(self, token_ids: list[int]) -> list[float]:
         return self._learner.score(token_ids)
@@ -192,6 +230,10 @@ class LearnerActor:
     def progress(self) -> tuple[int, int]:
         return self._learner.progress()
 
+    @ray.method(concurrency_group="watch")
+    def beat(self) -> float:
+        return 0.0
+
     def __repr__(self) -> str:
         return "Learner"
 
@@ -200,10 +242,13 @@ class SamplerClient:
     """vLLM's weight sync protocol over Ray handles; lives in learner rank 0.
 
     What the stock client lacks: each sampler gets its own `rank_offset`, and the version is stamped
-    when the update ends, by the same call.
+    when the update ends, by the same call. A sampler that dies meanwhile is not waited for: the
+    driver, which hears of it as well, has the word on what becomes of the run.
     """
 
-    def __init__(self, samplers: list[ActorHandle], endpoint: Endpoint, seconds: float) -> None:
+    def __init__(
+        self, samplers: dict[str, ActorHandle], endpoint: Endpoint, seconds: float
+    ) -> None:
         self._samplers = samplers
         self._per_sampler = endpoint.num_workers // max(len(samplers), 1)
         self._seconds = seconds
@@ -215,33 +260,34 @@ class SamplerClient:
             else init_info
             for index in range(len(self._samplers))
         ]
+        members = self._samplers.values()
         self._get(
-            [s.update.remote("init", i) for s, i in zip(self._samplers, infos, strict=True)],
+            [s.update.remote("init", i) for s, i in zip(members, infos, strict=True)],
             "the handshake with",
         )
 
     def stage_weights(self, update_info: dict[str, Any]) -> None:
         shared = ray.put(update_info)  # once, however many samplers there are
-        self._get([s.stage.remote(shared) for s in self._samplers], "handing weights to")
+        self._get([s.stage.remote(shared) for s in self._samplers.values()], "handing weights to")
 
     def start_weight_update(self) -> None:
-        self._get([s.update.remote("start", {}) for s in self._samplers], "announcing weights to")
+        calls = [s.update.remote("start", {}) for s in self._samplers.values()]
+        self._get(calls, "announcing weights to")
 
     def update_weights(self, update_info: Any) -> None:
-        self._get(
-            [s.update.remote("update", update_info) for s in self._samplers],
-            "exchanging weights in",
-        )
+        calls = [s.update.remote("update", update_info) for s in self._samplers.values()]
+        self._get(calls, "exchanging weights in")
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         version = int(weight_version or 0)
-        self._get(
-            [s.finish_update.remote(version) for s in self._samplers], "stamping the version in"
-        )
+        calls = [s.finish_update.remote(version) for s in self._samplers.values()]
+        self._get(calls, "stamping the version in")
 
     def _get(self, refs: list[Any], what: str) -> None:
         _, waiting = ray.wait(refs, num_returns=len(refs), timeout=self._seconds)
         if waiting:
-            late = [f"sampler/{refs.index(ref)}" for ref in waiting]
-            raise RuntimeError(f"{what} {', '.join(late)}: no answer within {self._seconds:.0f} s")
-        ray.get(refs)
+            late = ", ".join(n for n, r in zip(self._samplers, refs, strict=True) if r in waiting)
+            raise RuntimeError(f"{what} {late}: no answer within {self._seconds:.0f} s")
+        for ref in refs:
+            with contextlib.suppress(RayActorError):
+                ray.get(ref)

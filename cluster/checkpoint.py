@@ -15,11 +15,12 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.window import WindowState
+from rewards import faults
 
 MANIFEST = "manifest.json"
 
@@ -54,8 +55,7 @@ def commit(folder: Path, *, step: int, window: WindowState, state: dict[str, Any
     }
     manifest = {
         "step": step,
-        "pending": list(window.pending),
-        "next_ticket": window.next_ticket,
+        "window": asdict(window),
         "state": state,
         "files": files,
     }
@@ -63,6 +63,7 @@ def commit(folder: Path, *, step: int, window: WindowState, state: dict[str, Any
     path.write_text(json.dumps(manifest, indent=1))
     for file in [*(folder / name for name in files), path, folder]:
         _flush(file)
+    faults.point("checkpoint.before_rename")
     final = folder.with_name(f"{step:06d}")
     if final.exists():  # left by a run that died after this very step
         shutil.rmtree(final)
@@ -106,7 +107,7 @@ def read(folder: Path) -> Checkpoint:
             raise ValueError(
                 f"checkpoint {folder} is damaged: {name} has changed since it was saved"
             )
-    window = WindowState(tuple(manifest["pending"]), manifest["next_ticket"])
+    window = WindowState.of(manifest["window"])
     return Checkpoint(folder, manifest["step"], window, manifest["state"])
 
 

@@ -86,6 +86,16 @@ class ClusterConfig(BaseModel):
     step_timeout: float = Field(default=1800.0, gt=0)
     """Seconds for any one phase of a step: groups to arrive, an update, a publish, a save."""
 
+    heartbeat_timeout: float = Field(default=60.0, gt=0)
+    """Seconds that a sampler, scorer or learner rank may give no sign of life; then it is killed
+    and replaced like one that died."""
+
+    sampler_restarts: int = Field(default=20, ge=0)
+    """How many samplers of a run may be replaced. Beyond, it goes on with those that are left."""
+
+    learner_restarts: int = Field(default=5, ge=0)
+    """How many times in a run the learner's ranks may start again; then the run ends."""
+
 
 class EvalConfig(BaseModel):
     model_config = STRICT

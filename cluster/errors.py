@@ -3,6 +3,15 @@
 import signal
 
 
+class Lost(RuntimeError):
+    """A process of the run is gone. The run goes on where it can be replaced."""
+
+    def __init__(self, who: str, why: str) -> None:
+        super().__init__(f"{who}: {why}")
+        self.who = who.partition(",")[0]
+        """Like `sampler/1`."""
+
+
 class Stopped(Exception):
     """A signal ended the run."""
 

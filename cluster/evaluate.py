@@ -3,12 +3,11 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
 from cluster.config import RunConfig
-from cluster.pool import Pool
 from cluster.scoring import Scoring
 from rewards import Score
 from rewards.answers import as_number, final_answer
@@ -16,6 +15,12 @@ from rollout import Completion, Prompt
 from rollout.sampler import sample_seed
 
 RESAMPLES = 1_000
+
+
+class MixedVersions(RuntimeError):
+    """Not all of an evaluation's tokens are of one policy."""
+
+
 Attempted = tuple[tuple[Completion, ...], list[Score]]
 """The completions of one prompt, and their scores."""
 
@@ -24,21 +29,22 @@ async def evaluate(
     config: RunConfig,
     prompts: Sequence[Prompt],
     *,
-    samplers: Pool,
+    generate: Callable[..., Awaitable[tuple[Completion, ...]]],
     scoring: Scoring,
     version: int | None = None,
 ) -> tuple[dict[str, float], str]:
     """`summary` of the held-out prompts, and the first one's first completion, for people to see
     what the numbers mean. One greedy completion per prompt, or `eval.samples` sampled ones.
 
-    Raises RuntimeError when nothing could be scored, or a token was not sampled by `version`.
+    Raises RuntimeError when nothing could be scored, MixedVersions when a token was not sampled by
+    `version`.
     """
     results = await asyncio.gather(
-        *(_attempt(config, prompt, samplers, scoring) for prompt in prompts)
+        *(_attempt(config, prompt, generate, scoring) for prompt in prompts)
     )
     mixed = {int(v) for cs, _ in results for c in cs for v in c.versions} - {version}
     if version is not None and mixed:
-        raise RuntimeError(
+        raise MixedVersions(
             f"the evaluation of version {version} has tokens of versions {sorted(mixed)}: an "
             "update went through it, which is a bug"
         )
@@ -46,7 +52,10 @@ async def evaluate(
 
 
 async def _attempt(
-    config: RunConfig, prompt: Prompt, samplers: Pool, scoring: Scoring
+    config: RunConfig,
+    prompt: Prompt,
+    generate: Callable[..., Awaitable[tuple[Completion, ...]]],
+    scoring: Scoring,
 ) -> Attempted:
     settings = config.eval
     changes = {
@@ -59,9 +68,7 @@ async def _attempt(
         sample_seed(f"{config.seed}/eval", prompt.id, 0, sample)
         for sample in range(settings.samples)
     ]
-    completions = await samplers.call(
-        "generate", prompt, sampling, seeds if settings.samples > 1 else []
-    )
+    completions = await generate(prompt, sampling, seeds if settings.samples > 1 else [])
     return completions, await scoring.score(prompt, completions)
 
 

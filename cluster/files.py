@@ -25,6 +25,20 @@ def free_name(path: Path) -> Path:
     return aside
 
 
+def add_line(path: Path, value: Any) -> None:
+    whole_lines(path)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def read_lines(path: Path) -> list[Any]:
+    """Of a file with a JSON value per line; none when it is not there."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def whole_lines(path: Path) -> None:
     """Cut a last line that its writer died in, so that the next one does not grow onto it."""
     if not path.exists():

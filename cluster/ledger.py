@@ -1,66 +1,172 @@
 """What was trained: one line per optimizer step, and each step's table on disk before it is
 trained.
 
-`ledger.jsonl` is only ever appended to while a run goes on. A run that resumes from a checkpoint
-puts the lines behind it aside (`ledger.jsonl.1`, `.2`, ...): those steps are trained again, from
-the same prompts.
+A line names its table by digest and says what has become of every ticket drawn so far; its own
+checksum tells a line that was written whole. `ledger.jsonl` is only ever appended to while a run
+goes on. What a checkpoint does not hold yet is replayed from the tables, without sampling anything
+again. Where one of them is missing or damaged, the lines from there on are put aside
+(`ledger.jsonl.1`, `.2`, ...) and those steps are sampled and trained again, from the same prompts.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+from blake3 import blake3
 
 from cluster.files import free_name, replace_text, whole_lines
+from cluster.window import WindowState
 from rollout import ScoredGroup
-from rollout.schema import to_groups, write_table
+from rollout.schema import read_table, to_groups, write_table
+
+LEDGER = "ledger.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The optimizer step that made version `step`."""
+
+    step: int
+    tickets: list[int]
+    """Of the groups that it trained"""
+    prompts: list[str]
+    table: str
+    """Digest of the recorded table"""
+    window: WindowState
+    """What became of all other tickets, at that moment."""
+
+    def line(self) -> str:
+        content = json.dumps(asdict(self))
+        return f'{content[:-1]}, "sum": "{_sum(content)}"}}\n'
+
+    @classmethod
+    def parse(cls, line: str) -> "Commit":
+        """Raises ValueError for a line that is damaged."""
+        content, mark, check = line.rstrip("\n").rpartition(', "sum": "')
+        if not mark or check != f'{_sum(content + "}")}"}}':
+            raise ValueError(f"the line does not match its checksum: {line[:60]!r}...")
+        fields = json.loads(content + "}")
+        return cls(**fields | {"window": WindowState.of(fields["window"])})
+
+
+def _sum(content: str) -> str:
+    return blake3(content.encode()).hexdigest()[:16]
+
+
+def conserved(trained: int, window: WindowState) -> bool:
+    """Every ticket that was ever drawn is one of: trained, discarded, dropped, pending."""
+    return window.next_ticket == (trained + window.discarded + window.dropped + len(window.pending))
+
+
+def read_ledger(folder: Path) -> tuple[list[Commit], str]:
+    """The commits of a run folder up to the first damaged line, and what is wrong with that one."""
+    path = folder / LEDGER
+    if not path.exists():
+        return [], ""
+    commits: list[Commit] = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            commits.append(Commit.parse(line))
+        except (ValueError, KeyError, TypeError) as error:
+            return commits, f"{path}, line {len(commits) + 1}: {error}"
+    return commits, ""
 
 
 class Ledger:
-    def __init__(self, folder: Path, *, keep_rollouts: bool) -> None:
-        self._path = folder / "ledger.jsonl"
+    """`records=False` keeps no tables: nothing can be replayed then."""
+
+    def __init__(self, folder: Path, *, records: bool = True) -> None:
+        self._folder = folder
+        self._path = folder / LEDGER
         self._rollouts = folder / "rollouts"
-        self._keep = keep_rollouts
-        if keep_rollouts:
+        self._records = records
+        self._digest = ""
+        whole_lines(self._path)  # a line without its end committed nothing
+        self._trained = sum(len(commit.tickets) for commit in self._commits())
+        if records:
             self._rollouts.mkdir(parents=True, exist_ok=True)
 
     def record(self, step: int, table: pa.Table) -> None:
         """Write-ahead: the step's table is on disk before the learner sees it."""
-        if self._keep:
-            write_table(table, table_path(self._rollouts, step))
+        if self._records:
+            path = table_path(self._rollouts, step)
+            write_table(table, path)
+            self._digest = digest(path)
 
-    def commit(self, step: int, groups: list[ScoredGroup]) -> None:
-        """The optimizer step that made version `step` trained these groups."""
-        line = {
-            "step": step,
-            "tickets": [g.group.ticket for g in groups],
-            "prompts": [g.group.prompt.id for g in groups],
-        }
+    def commit(self, step: int, groups: list[ScoredGroup], window: WindowState) -> None:
+        """The optimizer step that made version `step` trained these groups. Raises RuntimeError
+        when a prompt was lost, or drawn twice."""
+        self._trained += len(groups)
+        if not conserved(self._trained, window):
+            raise RuntimeError(
+                f"step {step}: of {window.next_ticket} prompts drawn, {self._trained} were "
+                f"trained, {window.discarded} discarded, {window.dropped} dropped and "
+                f"{len(window.pending)} are pending, which is a bug: please report it with "
+                f"{self._path}"
+            )
+        commit = Commit(
+            step=step,
+            tickets=[g.group.ticket for g in groups],
+            prompts=[g.group.prompt.id for g in groups],
+            table=self._digest,
+            window=window,
+        )
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(commit.line())
             file.flush()
             os.fsync(file.fileno())
 
-    def lines(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
-        return [json.loads(line) for line in self._path.read_text().splitlines()]
+    def _commits(self) -> list[Commit]:
+        return read_ledger(self._folder)[0]
+
+    def replayable(self, step: int) -> list[Commit]:
+        """The commits behind `step` whose tables are all there and are what was trained."""
+        commits = []
+        for commit in self._commits():
+            if commit.step <= step:
+                continue
+            path = table_path(self._rollouts, commit.step)
+            if commit.step != step + len(commits) + 1 or not path.is_file():
+                break
+            if digest(path) != commit.table:
+                break
+            commits.append(commit)
+        return commits
+
+    def table(self, step: int) -> pa.Table:
+        return read_table(table_path(self._rollouts, step))
 
     def rewind(self, step: int) -> int:
         """Put aside what came after `step`, lines and tables; how many steps that were."""
-        whole_lines(self._path)  # a line without its end committed nothing
-        lines = self.lines()
-        kept = [line for line in lines if line["step"] <= step]
-        if len(kept) < len(lines):
+        commits = self._commits()
+        kept = [commit for commit in commits if commit.step <= step]
+        whole = "".join(commit.line() for commit in kept)
+        if self._path.exists() and self._path.read_text(encoding="utf-8") != whole:
             shutil.copy2(self._path, free_name(self._path))
-            replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        stale = [p for p in self._rollouts.glob("[0-9]*.arrow") if int(p.stem) > step]
-        for path in stale:  # a replay must not mix what was trained with what was given up
-            path.rename(free_name(path.with_suffix(".arrow.superseded")))
-        return len(lines) - len(kept)
+            replace_text(self._path, whole)
+        for path in list(self._recorded()):  # a replay must not mix what was trained with the rest
+            if int(path.stem) > step:
+                path.rename(free_name(path.with_suffix(".arrow.superseded")))
+        self._trained = sum(len(commit.tickets) for commit in kept)
+        return len(commits) - len(kept)
+
+    def forget(self, step: int) -> None:
+        """Delete the tables up to `step`: a checkpoint holds what they taught."""
+        for path in list(self._recorded()):
+            if int(path.stem) <= step:
+                path.unlink()
+
+    def _recorded(self) -> Iterator[Path]:
+        return self._rollouts.glob("[0-9]*.arrow")
+
+
+def digest(path: Path) -> str:
+    """Of a file's bytes."""
+    return blake3(path.read_bytes()).hexdigest()
 
 
 def table_path(rollouts: Path, step: int) -> Path:
@@ -95,8 +201,6 @@ class Recording:
         return len(self._paths)
 
     def at(self, ticket: int) -> ScoredGroup:
-        from rollout.schema import read_table
-
         step, position = divmod(ticket, self._per_step)
         if self._loaded[0] != step:
             groups = to_groups(read_table(self._paths[step]))

@@ -12,6 +12,7 @@ samplers hold the new weights.
 import asyncio
 
 from cluster.metrics import describe, flight, staleness
+from cluster.poison import Poisoned
 from cluster.run import Run
 from rewards import Score
 from rollout import Completion, Prompt, ScoredGroup
@@ -35,7 +36,7 @@ async def train(run: Run) -> None:
             table = run.table(groups, step=step + 1)
             run.ledger.record(step + 1, table)
             metrics |= await run.update(table)
-            run.ledger.commit(step + 1, groups)
+            run.ledger.commit(step + 1, groups, run.window.state())
             step += 1
             metrics |= await run.publish(step, len(groups), background)
             run.log(step, metrics)
@@ -95,13 +96,18 @@ async def admit(run: Run) -> None:
 
 async def roll_out(run: Run, ticket: int) -> None:
     """Sample and score one group. Consumes a ticket; waits for a sampler and a scorer; unblocks
-    `take`, or `admit` where nothing can be learned from the group."""
+    `take`, or `admit` where nothing can be learned from the group or the prompt kills samplers."""
     prompt = run.inputs.prompts.at(ticket)  # pyright: ignore[reportOptionalMemberAccess]
     completions, scores = (), []
-    while not scores or goes_on(run, scores):
-        more = await sample(run, ticket, prompt, start=len(completions))
-        completions = (*completions, *more)
-        scores += await run.scoring.score(prompt, more)
+    try:
+        while not scores or goes_on(run, scores):
+            more = await sample(run, ticket, prompt, start=len(completions))
+            completions = (*completions, *more)
+            scores += await run.scoring.score(prompt, more)
+    except Poisoned as error:
+        run.put_aside(ticket, prompt, str(error))
+        await run.window.drop(ticket)
+        return
     run.sampled_groups += 1
     group = await asyncio.to_thread(run.judged, ticket, prompt, completions, scores)
     if run.config.schedule.uniform_groups == "discard" and group.is_uniform:
@@ -126,9 +132,9 @@ async def sample(run: Run, ticket: int, prompt: Prompt, *, start: int) -> tuple[
     ]
     sampling, load = run.config.sampler.sampling, run.lengths.expected(prompt)
     while True:
-        completions = await run.samplers.call("generate", prompt, sampling, seeds, load=load)
+        completions = await run.generate(prompt, sampling, seeds, load=load)
         if completions and run.algorithm.greedy:  # one more, the baseline, which is not trained
-            greedy = await run.samplers.call("generate", prompt, sampling, [])
+            greedy = await run.generate(prompt, sampling, [])
             completions = greedy and (*completions, *greedy)
         if completions:
             run.lengths.saw(prompt, completions)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.files import whole_lines
+from cluster.files import read_lines, whole_lines
 from cluster.window import Window
 from rollout import ScoredGroup
 from rollout.types import NO_POLICY
@@ -76,8 +76,7 @@ METRICS = "metrics.jsonl"
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The rows that a run has written so far."""
-    text = (folder / METRICS).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return read_lines(folder / METRICS)
 
 
 class MetricsWriter:

@@ -3,8 +3,8 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 
 from cluster.actors import (
+    RUN_MARK,
     LearnerActor,
     RewardModelActor,
     SamplerActor,
@@ -20,15 +21,13 @@ from cluster.actors import (
 )
 from cluster.config import RunConfig
 from cluster.device import Device
-from cluster.pool import Pool, ask_all
+from cluster.pool import Member, Pool, ask_all
 from cluster.progress import Progress
 from cluster.scoring import ServiceConfig, services_of
+from rewards import faults
 from rewards.reward_model import RewardModelConfig
 from rewards.scorer import LANES
 from rollout.transfer import Endpoint
-
-RUN_MARK = "COHORT_RUN"
-"""Environment variable of every process of a run: its run folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,58 +73,58 @@ class Fleet:
         self._shape = shape
         self._progress = progress
         self._folder = folder
+        self._model = absolute(config.model.path)
         seconds = config.cluster.step_timeout
         self.learners = Pool("learner", [], seconds=seconds)
         self.samplers = Pool("sampler", [], seconds=seconds)
-        self.scorers = Pool("scorer", [], seconds=seconds, restart=self._replace_scorer)
+        self.scorers = Pool("scorer", [], seconds=seconds, lost=self._replace_scorer, tries=2)
         self._service_configs = services_of(config.rewards)
         self.services = {name: Pool(name, [], seconds=seconds) for name in self._service_configs}
+        self._endpoint: Endpoint
 
     async def start(self) -> None:
         """Until every actor is ready and the learner has shaken hands with the samplers. Raises
         RuntimeError naming those that are not ready in time."""
-        config, device, shape = self._config, self._device, self._shape
-        self._progress.phase = f"starting {shape.describe(config, device)}"
-        tensor = config.sampler.tensor_parallel
-        learner = self._factory(LearnerActor, "learner", device.learner_env, 1)
-        sampler = self._factory(SamplerActor, "sampler", device.sampler_env, tensor)
-        scorer = self._factory(ScorerActor, "scorer", {}, 0)
-        self.learners.adopt([learner(rank) for rank in range(shape.learners)])
-        self.samplers.adopt([sampler(index) for index in range(shape.samplers)])
-        self.scorers.adopt([scorer(index) for index in range(shape.scorers)])
+        shape, tensor = self._shape, self._config.sampler.tensor_parallel
+        self._progress.phase = f"starting {shape.describe(self._config, self._device)}"
+        self._learner = self._factory(LearnerActor, "learner", self._device.learner_env, 1)
+        self._sampler = self._factory(SamplerActor, "sampler", self._device.sampler_env, tensor)
+        self._scorer = self._factory(ScorerActor, "scorer", {}, 0)
+        self.samplers.adopt([self._sampler(index) for index in range(shape.samplers)])
+        self.scorers.adopt([self._scorer(index) for index in range(shape.scorers)])
         if shape.scorers:
             for name, service in self._service_configs.items():
                 self.services[name].adopt(self._service_members(name, service))
         waiting = asyncio.create_task(self._say_who_waits())
         try:
-            await self._start_members()
+            calls = self.samplers.submit("start", *self._sampler_arguments())
+            calls += self.scorers.submit("start", self._config.rewards)
+            for name, pool in self.services.items():
+                calls += pool.submit("start", self._service_configs[name])
+            others = asyncio.create_task(self._ready(calls))
+            await self.start_learners()
+            await others
+            await self.connect(self.samplers.live)
         finally:
             waiting.cancel()
 
-    async def _start_members(self) -> None:
-        config, seconds = self._config, self._config.cluster.start_timeout
-        model = absolute(config.model.path)
-        arguments = {**self._device.engine_args, "weight_backend": self._device.weight_backend}
-        calls = self.samplers.submit(
-            "start", model, config.sampler, arguments, config.max_model_len
-        )
-        calls += self.scorers.submit("start", config.rewards)
-        for name, pool in self.services.items():
-            calls += pool.submit("start", self._service_configs[name])
-        if not self.learners.members:
-            await ask_all(calls, what="starting", seconds=seconds)
+    async def start_learners(self) -> None:
+        """All ranks, in place of those that were."""
+        config, count = self._config, self._shape.learners
+        if not count:
             return
-        [(host, port)] = await ask_all(
-            [("learner/0", self.learners.members[0].address.remote(config.cluster.port))],
-            what="being placed",
-            seconds=seconds,
+        self.learners.kill()
+        self.learners.adopt([self._learner(rank) for rank in range(count)])
+        [(host, port)] = await self._ready(
+            [("learner/0", self.learners.members[0].address.remote(config.cluster.port))]
         )
         critic = {"path": absolute(config.learner.critic.path)}
         critic = {"critic": config.learner.critic.model_copy(update=critic)}
+        calls = []
         for rank, member in enumerate(self.learners.members):
             call = member.start.remote(
                 config.learner.model_copy(update=critic),
-                config.model.model_copy(update={"path": model}),
+                config.model.model_copy(update={"path": self._model}),
                 self._rank(rank, host, port),
                 {
                     "steps": config.steps,
@@ -134,18 +133,39 @@ class Fleet:
                 },
             )
             calls.append((f"learner/{rank}", call))
-        await ask_all(calls, what="starting", seconds=seconds)
-        if self.samplers.members:
-            endpoint = Endpoint(
-                backend=self._device.weight_backend,
-                directory=config.cluster.weight_directory,
-                address=host,
-                port=port + 1,
-                num_workers=self._shape.samplers * config.sampler.tensor_parallel,
-            )
-            await self.learners.all(
-                "connect", endpoint, self.samplers.members, config.cluster.step_timeout
-            )
+        await self._ready(calls)
+        self._endpoint = Endpoint(
+            backend=self._device.weight_backend,
+            directory=config.cluster.weight_directory,
+            address=host,
+            port=port + 1,
+        )
+
+    async def start_sampler(self, index: int) -> Member:
+        """A new one in the place of a lost one, or behind the last. It serves nobody yet."""
+        member = self.samplers.place(index, self._sampler(index))
+        start = member[1].start.remote(*self._sampler_arguments())
+        await self._ready([(f"sampler/{index}", start)])
+        return member
+
+    async def connect(self, samplers: Sequence[Member]) -> None:
+        """The learner's next weights are for these samplers."""
+        if not self.learners.members or not samplers:
+            return
+        workers = len(samplers) * self._config.sampler.tensor_parallel
+        await self.learners.all(
+            "connect",
+            replace(self._endpoint, num_workers=workers),
+            {f"sampler/{index}": actor for index, actor in samplers},
+            self._config.cluster.step_timeout,
+        )
+
+    async def _ready(self, calls: list[tuple[str, Any]]) -> list[Any]:
+        return await ask_all(calls, what="starting", seconds=self._config.cluster.start_timeout)
+
+    def _sampler_arguments(self) -> tuple[Any, ...]:
+        arguments = {**self._device.engine_args, "weight_backend": self._device.weight_backend}
+        return self._model, self._config.sampler, arguments, self._config.max_model_len
 
     def _rank(self, rank: int, host: str, port: int) -> dict[str, Any]:
         """The fields of `learner.engine.Placement`, as plain values."""
@@ -166,6 +186,8 @@ class Fleet:
         on_gpu = self._device.resource == "GPU" and devices > 0
         share = devices * self._device.share
         variables = {**env, RUN_MARK: str(self._folder)}
+        if faults.VARIABLE in os.environ:
+            variables[faults.VARIABLE] = os.environ[faults.VARIABLE]
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             # In a Ray job, the uploaded folder is on the path of every worker already.
             root = str(Path(__file__).resolve().parent.parent)
@@ -181,14 +203,20 @@ class Fleet:
             options["max_concurrency"] = 10_000  # a call is a coroutine that only waits
         if role == "scorer":
             options["max_concurrency"] = LANES
-        prefix = f"{self._folder.name}-{os.getpid()}-{time.monotonic_ns()}"
-        return lambda index: actor.options(name=f"{prefix}/{role}/{index}", **options).remote()
+        prefix = f"{self._folder.name}-{os.getpid()}"
 
-    def _replace_scorer(self, index: int) -> ActorHandle:
-        self._progress.line(f"scorer/{index} died; a new one takes its place")
-        actor = self._factory(ScorerActor, "scorer", {}, 0)(index)
-        actor.start.remote(self._config.rewards)
-        return actor
+        def make(index: int | str) -> ActorHandle:
+            # A dead actor's name may be taken for a while.
+            name = f"{prefix}-{time.monotonic_ns()}/{role}/{index}"
+            return actor.options(name=name, **options).remote()
+
+        return make
+
+    def _replace_scorer(self, index: int, why: str) -> None:
+        self._progress.line(f"scorer/{index} is lost ({why}); a new one takes its place")
+        member = self.scorers.place(index, self._scorer(index))
+        member[1].start.remote(self._config.rewards)
+        self.scorers.put(member)
 
     def _service_members(self, name: str, service: ServiceConfig) -> list[ActorHandle]:
         if not isinstance(service, RewardModelConfig):

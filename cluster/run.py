@@ -14,28 +14,36 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError
 
 from cluster import checkpoint
 from cluster.checkpoint import Checkpoint
 from cluster.config import RunConfig
 from cluster.device import Device
-from cluster.evaluate import evaluate
+from cluster.evaluate import MixedVersions, evaluate
+from cluster.files import add_line, read_lines
 from cluster.inputs import Inputs
 from cluster.ledger import Ledger
 from cluster.lengths import Lengths
-from cluster.metrics import MetricsWriter
+from cluster.metrics import MetricsWriter, read_metrics
 from cluster.placement import Fleet, Shape
-from cluster.pool import ask_all
+from cluster.poison import Trials, put_aside
+from cluster.pool import answer
 from cluster.progress import Progress
 from cluster.publish import Publisher
 from cluster.scoring import Scoring
+from cluster.supervise import Supervisor
 from cluster.window import Window, WindowState
 from learner.algorithms import build
 from rewards import Score
 from rollout import Completion, Group, Prompt, ScoredGroup
+from rollout.config import SamplingConfig
 from rollout.schema import to_table
 from rollout.steps import step_tokens
 from rollout.types import Steps
+
+EVALUATIONS = "evaluations.jsonl"
+"""Of each evaluation its step, its metrics and an example."""
 
 
 def part_sizes(count: int, parts: int) -> list[int]:
@@ -81,7 +89,11 @@ class Run:
         self.learners = self.fleet.learners
         self.publisher = Publisher(config, device, self.learners, self.samplers, inputs.canary)
         self.checkpoints = self.folder / "checkpoints"
-        self.ledger = Ledger(self.folder, keep_rollouts=config.logging.keep_rollouts)
+        self.ledger = Ledger(self.folder)
+        self.supervisor = Supervisor(
+            config, self.fleet, self.publisher, self.ledger, self.folder, progress
+        )
+        self.trials = Trials(self.samplers.someone)
         self.metrics = MetricsWriter(self.folder, tensorboard=config.logging.tensorboard)
         self.algorithm = build(config.learner.algorithm)
         self.headline = next(iter(config.rewards.verifiers))
@@ -108,6 +120,7 @@ class Run:
     def stop(self) -> None:
         self.fleet.kill()
         self.metrics.close()
+        self.supervisor.clean_up()
 
     def judged(
         self, ticket: int, prompt: Prompt, completions: Sequence[Completion], scores: list[Score]
@@ -137,28 +150,27 @@ class Run:
     # -- what the loop asks for -------------------------------------------------------------------
 
     async def restore(self) -> int:
-        """Load the newest complete checkpoint, if any; the step to go on from."""
-        saved, passed_over = checkpoint.newest(self.checkpoints)
-        for line in passed_over:
-            self.progress.line(f"passed over: {line}")
-        step = 0
+        """Bring the learner to where the run was, if it was anywhere; the step to go on from."""
+        with self.timed("restore"):
+            rebuilt = await self.supervisor.with_learner(self.supervisor.rebuild)
+        saved, step = rebuilt.checkpoint, rebuilt.version
+        window = WindowState((), 0)
         if saved is not None:
-            step = saved.step
-            self.progress.phase = "restoring"
-            await self.learners.all("load", str(saved.folder), step)
-            self.evaluations = {int(k): v for k, v in saved.state["evaluations"].items()}
-            self.examples = {int(k): v for k, v in saved.state["examples"].items()}
             self.seconds = {**saved.state["seconds"], "start": self.seconds["start"]}
-            self.trained_groups = step * self.config.schedule.groups_per_step
-            self.trained_completions = saved.state.get("completions", 0)
+            window = saved.window
+        if rebuilt.replayed:
+            window = rebuilt.replayed[-1].window
+        self._recall(step)
         redone = self.ledger.rewind(step)
-        if saved is not None:
-            again = f", {redone} steps behind it are trained again" * (redone > 0)
+        if step or redone:
+            replayed = f", {len(rebuilt.replayed)} of them replayed" * bool(rebuilt.replayed)
+            again = f", {redone} steps behind it are trained again" * bool(redone)
             self.progress.line(
-                f"resumed at step {step}: {self.trained_groups} groups trained, "
-                f"{len(saved.window.pending)} re-issued{again}"
+                f"resumed at step {step}: {self.trained_groups} groups trained{replayed}, "
+                f"{len(window.pending)} re-issued{again}"
             )
         self.resumed_from = step
+        self.supervisor.restored(step)
         schedule = self.config.schedule
         self.window = Window(
             groups_per_step=schedule.groups_per_step,
@@ -166,10 +178,35 @@ class Run:
             budget=(self.config.steps - step) * schedule.groups_per_step,
             spare=schedule.spare_groups,
             version=step,
-            state=saved.window if saved is not None else WindowState((), 0),
+            state=window,
         )
         self.progress.begin(step, self.config.steps)
         return step
+
+    def _recall(self, step: int) -> None:
+        """What was done up to this step, by the run's own records."""
+        self.trained_groups = step * self.config.schedule.groups_per_step
+        rows = [row for row in read_metrics(self.folder) if row["step"] <= step]
+        groups = {row["step"]: row["rollout/group_size"] for row in rows if "learner/loss" in row}
+        per_step = self.config.schedule.groups_per_step
+        self.trained_completions = round(sum(groups.values()) * per_step)
+        for line in read_lines(self.folder / EVALUATIONS):
+            if line["step"] <= step:
+                self.evaluations[line["step"]] = line["metrics"]
+                self.examples[line["step"]] = line["example"]
+
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingConfig, seeds: list[int], load: float = 1.0
+    ) -> tuple[Completion, ...]:
+        """From whichever sampler is the least busy, and lives to the end of it. Raises Poisoned for
+        a prompt that kills them."""
+        return await self.trials.ask(
+            prompt, lambda: self.samplers.call("generate", prompt, sampling, seeds, load=load)
+        )
+
+    def put_aside(self, ticket: int, prompt: Prompt, why: str) -> None:
+        self.progress.line(f"dropped: {why}")
+        put_aside(self.folder, ticket, prompt, why)
 
     async def take(self) -> list[ScoredGroup]:
         """The groups of the next step."""
@@ -200,9 +237,14 @@ class Run:
         return groups
 
     async def _look(self, groups: list[ScoredGroup]) -> None:
-        step = self.trained_groups // self.config.schedule.groups_per_step
-        table = self.table(groups, step=step + 1)
-        await self.learners.all("look", ray.put(table))
+        table = self.table(groups, step=self.supervisor.version + 1)
+        reference, generation = ray.put(table), self.supervisor.generation
+
+        async def look() -> None:
+            if self.supervisor.generation == generation:  # else what it saw of this step is lost
+                await self.learners.all("look", reference)
+
+        await self.supervisor.with_learner(look)
 
     def table(self, groups: list[ScoredGroup], *, step: int) -> pa.Table:
         temperature = self.config.sampler.sampling.temperature
@@ -222,10 +264,14 @@ class Run:
         # Recordings and demonstrations were sampled by other policies than the one in training.
         bound = self.config.schedule.max_staleness if self.inputs.prompts is not None else None
         try:
+            reference = ray.put(table)
             with self.timed("update"):
-                reports = await self.learners.all("update", ray.put(table), bound)
+                reports = await self.supervisor.with_learner(
+                    lambda: self.learners.all("update", reference, bound)
+                )
         finally:
             watching.cancel()
+        self.supervisor.version = reports[0].version
         self.trained_groups += self.config.schedule.groups_per_step
         self.trained_completions += table.num_rows
         return dict(reports[0].metrics)
@@ -233,11 +279,8 @@ class Run:
     async def _watch_update(self) -> None:
         while True:
             await asyncio.sleep(0.5)
-            [self.progress.update] = await ask_all(
-                [("learner/0", self.learners.members[0].progress.remote())],
-                what="progress",
-                seconds=self.config.cluster.step_timeout,
-            )
+            with contextlib.suppress(RayError):  # who waits for the update hears of it as well
+                self.progress.update = await answer(self.learners.members[0].progress.remote())
 
     async def publish(
         self, version: int, groups: int = 0, background: asyncio.TaskGroup | None = None
@@ -253,7 +296,9 @@ class Run:
         await self.evaluated()
         self.progress.phase = "publish"
         with self.timed("publish"):
-            return await self.publisher.publish(version, release, background)
+            return await self.supervisor.with_learner(
+                lambda: self.publisher.publish(version, release, background)
+            )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         metrics |= {f"time/{phase}": seconds for phase, seconds in self._lap.items()}
@@ -304,16 +349,24 @@ class Run:
 
     async def _evaluate(self, step: int) -> None:
         if self.inputs.prompts is None:  # nobody samples between evaluations
-            await self.publisher.publish(step)
+            await self.supervisor.with_learner(lambda: self.publisher.publish(step))
         await self.publisher.ended()
-        metrics, self.examples[step] = await evaluate(
-            self.config,
-            self.inputs.held_out,
-            samplers=self.samplers,
-            scoring=self.scoring,
-            version=step,
-        )
-        self.evaluations[step] = metrics
+        replaced = self.supervisor.sampler_restarts
+        try:
+            metrics, example = await evaluate(
+                self.config,
+                self.inputs.held_out,
+                generate=self.generate,
+                scoring=self.scoring,
+                version=step,
+            )
+        except MixedVersions:
+            if self.supervisor.sampler_restarts == replaced:
+                raise
+            self.progress.line(f"step {step}: no evaluation, its samplers were replaced meanwhile")
+            return
+        self.evaluations[step], self.examples[step] = metrics, example
+        add_line(self.folder / EVALUATIONS, {"step": step, "metrics": metrics, "example": example})
         self.metrics.write(step, metrics)
         parts = " · ".join(
             f"{name} {metrics[f'eval/{name}']:.1%}" for name in self.config.rewards.verifiers
@@ -333,16 +386,10 @@ class Run:
                 f"{self.checkpoints} has {free / 2**20:.0f} MiB free"
             )
             return
-        state = {
-            # Copies: an evaluation may end while they are written.
-            "evaluations": dict(self.evaluations),
-            "examples": dict(self.examples),
-            "seconds": dict(self.seconds),
-            "completions": self.trained_completions,
-            "inputs": self.inputs.fingerprint,
-        }
-        folder = checkpoint.temporary(self.checkpoints, step)
-        with self.timed("save"):
+        state = {"seconds": dict(self.seconds), "inputs": self.inputs.fingerprint}
+
+        async def write() -> None:
+            folder = checkpoint.temporary(self.checkpoints, step)
             try:
                 await self.learners.all("save", str(folder))
                 await asyncio.to_thread(
@@ -351,11 +398,16 @@ class Run:
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
+
+        with self.timed("save"):
+            await self.supervisor.with_learner(write)
         checkpoint.prune(
             self.checkpoints,
             keep=self.config.checkpoint.keep,
             scores={s: m[f"eval/{self.headline}"] for s, m in self.evaluations.items()},
         )
+        if not self.config.logging.keep_rollouts:
+            self.ledger.forget(min(int(f.name) for f in self.checkpoints.glob("[0-9]*")))
 
     @property
     def best(self) -> int | None:

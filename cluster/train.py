@@ -125,7 +125,7 @@ async def _evaluation(run: Run) -> dict[str, float]:
         await run.start()
         run.progress.phase = "evaluating"
         metrics, _ = await evaluate(
-            run.config, run.inputs.held_out, samplers=run.samplers, scoring=run.scoring
+            run.config, run.inputs.held_out, generate=run.generate, scoring=run.scoring
         )
         return metrics
 
@@ -156,7 +156,14 @@ async def guarded(body_of_run: Coroutine[Any, Any, Any]) -> Any:
 async def _body(run: Run) -> None:
     async with run.progress.shown():
         await run.start()
-        await loop.train(run)
+        try:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(run.supervisor.watch())
+                await loop.train(run)
+                watching.cancel()
+        except* RuntimeError:
+            run.supervisor.save_stacks()
+            raise
 
 
 # -- the run folder

@@ -22,6 +22,7 @@ ready first; the others go round again, sampled anew under the new weights.
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 from rollout import ScoredGroup
 
@@ -32,10 +33,20 @@ trained. Counted anew when a run is resumed."""
 
 @dataclass(frozen=True, slots=True)
 class WindowState:
-    """What a resumed run needs: tickets that entered and are not trained yet, and the next one."""
+    """What a resumed run needs: tickets that entered and are not trained yet, the next one, and how
+    many left without being trained."""
 
     pending: tuple[int, ...]
     next_ticket: int
+    discarded: int = 0
+    """Nothing could be learned from them"""
+    dropped: int = 0
+    """They killed samplers"""
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "WindowState":
+        """From JSON."""
+        return cls(**{**fields, "pending": tuple(fields["pending"])})
 
 
 class Window:
@@ -69,7 +80,8 @@ class Window:
         self._head = 0
         self._passed: dict[int, int] = {}
         self._changed = asyncio.Condition()
-        self.discarded = 0
+        self.discarded = state.discarded
+        self.dropped = state.dropped
         self.discarded_in_a_row = 0
         self.went_round = 0
 
@@ -107,6 +119,14 @@ class Window:
             self._advance()
             self.discarded += 1
             self.discarded_in_a_row += 1
+            self._changed.notify_all()
+
+    async def drop(self, ticket: int) -> None:
+        """The same for a prompt that cannot be sampled."""
+        async with self._changed:
+            self._free(ticket)
+            self._advance()
+            self.dropped += 1
             self._changed.notify_all()
 
     async def take(self, count: int) -> list[ScoredGroup]:
@@ -177,7 +197,8 @@ class Window:
         self._budget += 1
 
     def state(self) -> WindowState:
-        return WindowState((*self._live, *self._again), self._next)
+        pending = (*self._live, *self._again)
+        return WindowState(pending, self._next, self.discarded, self.dropped)
 
     @property
     def in_flight(self) -> int:

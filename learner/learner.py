@@ -42,7 +42,8 @@ from learner.reference import Reference, WithoutAdapters
 from learner.source import ZeroSource
 from learner.steering import Steering
 from learner.tally import Tally
-from rollout.transfer import Client, Endpoint, Sender, connect
+from rewards import faults
+from rollout.transfer import Endpoint, NativeClient, NativeSender, Sender, connect
 
 STATE = "learner.json"
 
@@ -278,7 +279,9 @@ class Learner:
         for number, part in enumerate(slices):
             self._progress = (number, len(slices))
             batch = self._collate(rows, targets.trains, part)
+            faults.point("learner.forward")
             said = ask(self._engine.forward, batch, part.positions)
+            faults.point("learner.backward")
             loss = self._loss.policy(*said, batch, targets, counts, tally)
             total += float(loss.detach())
             self._engine.backward(loss)
@@ -315,6 +318,7 @@ class Learner:
 
     def _step(self) -> tuple[float, float]:
         """Apply the gradients; the global norms of the policy's and of the critic's."""
+        faults.point("learner.optimizer")
         norm, value_norm = self._engine.step(self._policy_lr()), 0.0
         if self._critic is not None:
             value_norm = self._critic.step(self._lr(self._critic_optim))
@@ -334,27 +338,26 @@ class Learner:
 
     # -- weights ----------------------------------------------------------------------------------
 
-    def connect(self, endpoint: Endpoint, client: Client) -> None:
+    def connect(self, endpoint: Endpoint, client: NativeClient) -> None:
         """Shake hands with all samplers. Only rank 0 talks to them."""
         if self._sender is not None:
             self._sender.close()
         self._sender = connect(endpoint, self._source, client, rank=self._placement.rank)
 
-    def stage_weights(self) -> None:
-        """What of a push needs no pause: the samplers go on decoding."""
-        self._connected().stage()
-
-    def send_weights(self, version: int) -> tuple[str, float]:
-        """Push the weights, as this version, to all samplers, which are paused. What was staged is
-        sent without a look at the weights, so an update may run meanwhile. On rank 0: the digest
-        sent, and the bytes that travelled / bytes of the weights."""
-        sender = self._connected()
-        return sender.send(version), sender.sent
-
-    def _connected(self) -> Sender:
+    def stage_weights(self) -> tuple[str, float]:
+        """What of a push needs no pause: the samplers go on decoding. On rank 0: the digest of what
+        they have now, and the bytes that travelled / bytes of the weights."""
         if self._sender is None:
             raise RuntimeError("weights are to be sent before connect")
-        return self._sender
+        faults.point("learner.gather")
+        return self._sender.stage(), self._sender.sent
+
+    def send_weights(self, version: int) -> None:
+        """Push the weights, as this version, to all samplers, which are paused: for backends that
+        do not stage."""
+        if not isinstance(self._sender, NativeSender):
+            raise RuntimeError("these samplers have the weights; they switch to them by themselves")
+        self._sender.send(version)
 
     def score(self, token_ids: list[int]) -> list[float]:
         """Logprob (temperature 1) of each token but the first: the learner's side of the canary."""
@@ -378,6 +381,7 @@ class Learner:
         Hugging Face checkpoint under `model/`."""
         path, first = Path(folder), self._placement.rank == 0
         self._engine.save(path)
+        faults.point("checkpoint.after_shard")
         if self._critic is not None:
             self._critic.save(path / "critic")
         if self._reference is not None:

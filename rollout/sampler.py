@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from rewards import faults
 from rollout.config import InFlight, SamplerConfig, SamplingConfig
 from rollout.types import Completion, FinishReason, Prompt
 
@@ -28,6 +29,8 @@ STAGING = 0.5
 """How long new weights are made ready after a decode step, in such steps."""
 IDLE_SECONDS = 0.1
 """The same while nothing is decoded; what is asked meanwhile waits."""
+
+Phase = Literal["init", "start", "update"]
 
 
 def sample_seed(run: str, prompt_id: str, ticket: int, sample: int, attempt: int = 0) -> int:
@@ -57,6 +60,10 @@ class _Pending:
     """They are completions, which a pause may wait for or abort."""
 
 
+class EngineDied(RuntimeError):
+    """The engine failed, and all that it was asked for with it: this sampler is of no more use."""
+
+
 class Sampler:
     """Samples completions with a vLLM engine and takes new weights between two steps.
 
@@ -80,8 +87,9 @@ class Sampler:
         self._keep_kv = config.keep_kv
         self._version = 0
         self._paused = False
-        self._pausing: Future | None = None
-        """A pause that waits for the completions named in `_ending`."""
+        self._pausing: tuple[Future, Callable[[], Any]] | None = None
+        """A pause that waits for the completions named in `_ending`: who waits for it, and what is
+        done once nothing runs."""
         self._ending: list[str] = []
         self._held: list[tuple[Callable[[Future], None], Future]] = []
         """Prompts that came meanwhile."""
@@ -90,6 +98,8 @@ class Sampler:
         self._failure: BaseException | None = None
         self._stopping = False
         self._closing = False
+        self._turned: float | None = None
+        """When the engine's thread last came round; None while it has nothing to do."""
         started: Future = Future()
         args = self._engine_args(model, config, engine_args, max_model_len)
         self._thread = threading.Thread(target=self._own_engine, args=(args, started), daemon=True)
@@ -129,12 +139,14 @@ class Sampler:
         started.set_result(None)
         while True:
             self._run_commands()
+            self._turned = time.monotonic()
             if self._stopping:
                 return
             decodes = self._pending and not self._paused
             begun = time.perf_counter()
             try:
                 if decodes:
+                    faults.point("sampler.decode")
                     for output in self._engine.step():
                         if output.finished:
                             self._collect(output)
@@ -149,14 +161,16 @@ class Sampler:
         """Do what was asked, waiting for something to do when the engine has nothing."""
         idle = self._staging is None and (self._paused or not self._pending)
         while True:
+            self._turned = None if idle else time.monotonic()
             try:
                 command, future = self._queue.get(block=idle)
             except queue.Empty:
                 return
+            self._turned = time.monotonic()
             idle = False
             try:
                 if self._failure is not None and not self._closing:
-                    raise RuntimeError(f"this sampler's engine died: {self._failure!r}")
+                    raise EngineDied(f"this sampler's engine died: {self._failure!r}")
                 command(future)
             except BaseException as error:
                 if not future.done():
@@ -181,14 +195,21 @@ class Sampler:
         self._failure = error
         futures = [group.future for group, _ in (*self._pending.values(), *self._line)]
         futures += [future for _, future in self._held]
-        futures += [f for f in (self._pausing, self._staging) if f is not None]
+        futures += [self._staging] if self._staging is not None else []
+        futures += [self._pausing[0]] if self._pausing is not None else []
         self._pending.clear()
         self._line.clear()
         self._decoding = 0
         self._held, self._pausing, self._staging = [], None, None
         for future in futures:
             if not future.done():
-                future.set_exception(RuntimeError(f"this sampler's engine died: {error!r}"))
+                future.set_exception(EngineDied(f"this sampler's engine died: {error!r}"))
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the engine's thread last came round, while it has something to do."""
+        turned = self._turned
+        return time.monotonic() - turned if turned is not None else 0.0
 
     # -- sampling ---------------------------------------------------------------------------------
 
@@ -329,31 +350,54 @@ class Sampler:
         Running completions are frozen, or end before the pause begins, or are aborted: then their
         callers get no completion at all. Those that wait in line go on waiting.
         """
+        return self._ask(lambda future: self._pause(in_flight, future, lambda: None))
 
-        def pause(future: Future) -> None:
-            if self._paused or self._pausing is not None:
-                raise RuntimeError("this sampler is paused already, or about to be")
-            if in_flight == "wait":
-                self._ending = [name for name, (group, _) in self._pending.items() if group.may_end]
-            if in_flight == "abort":
-                self._abort()
-            self._pausing = future
-            self._pause_if_ended()
+    def switch(
+        self, version: int, digest: str, in_flight: InFlight = "keep"
+    ) -> "Future[tuple[int, str, float]]":
+        """Serve the staged weights of this digest, as this version: a pause, the exchange, and on.
 
-        return self._ask(pause)
+        The acknowledgement: the version the engine now stamps on tokens, the digest of the bytes it
+        serves, the seconds of the pause.
+        """
+
+        def exchange() -> tuple[int, str, float]:
+            faults.point("push.before_switch")
+            begun = time.perf_counter()
+            self._update("start")
+            self._update("update", {"digest": digest})
+            faults.point("push.before_finish")
+            served = self._finish(version)
+            self._go_on()
+            return (*served, time.perf_counter() - begun)
+
+        return self._ask(lambda future: self._pause(in_flight, future, exchange))
+
+    def _pause(self, in_flight: InFlight, future: Future, then: Callable[[], Any]) -> None:
+        if self._paused or self._pausing is not None:
+            raise RuntimeError("this sampler is paused already, or about to be")
+        if in_flight == "wait":
+            self._ending = [name for name, (group, _) in self._pending.items() if group.may_end]
+        if in_flight == "abort":
+            self._abort()
+        self._pausing = future, then
+        self._pause_if_ended()
 
     def _pause_if_ended(self) -> None:
         """The pause that was asked for, once all that it waits for has ended."""
         if self._pausing is None or any(name in self._pending for name in self._ending):
             return
-        future, self._pausing, self._ending = self._pausing, None, []
+        (future, then), self._pausing, self._ending = self._pausing, None, []
         try:
             self._engine.sleep(level=0, mode="keep")
         except BaseException as error:
             future.set_exception(error)
             raise
         self._paused = True
-        future.set_result(None)
+        try:
+            future.set_result(then())
+        except Exception as error:  # it stays paused: what it holds is not known
+            future.set_exception(error)
 
     def _abort(self) -> None:
         """End every completion that is under way, and its siblings."""
@@ -366,20 +410,19 @@ class Sampler:
         """Go on. Keys and values of the frozen completions are computed anew and the prefix cache
         is empty: nothing that old weights computed is ever read under new ones. With `keep_kv`,
         completions that have begun read on what they have; nobody else does."""
+        return self._do(self._go_on)
 
-        def resume() -> None:
-            if self._keep_kv:
-                self._begin_anew(self._not_begun())
-            else:
-                self._engine.reset_prefix_cache(reset_running_requests=True)
-            self._engine.wake_up(tags=["scheduling"])
-            self._paused = False
-            for held in self._held:
-                self._queue.put(held)
-            self._held = []
-            self._feed()
-
-        return self._do(resume)
+    def _go_on(self) -> None:
+        if self._keep_kv:
+            self._begin_anew(self._not_begun())
+        else:
+            self._engine.reset_prefix_cache(reset_running_requests=True)
+        self._engine.wake_up(tags=["scheduling"])
+        self._paused = False
+        for held in self._held:
+            self._queue.put(held)
+        self._held = []
+        self._feed()
 
     def _not_begun(self) -> list[str]:
         """Requests without a token of their own so far."""
@@ -404,8 +447,9 @@ class Sampler:
         when they are not what the learner sent: those that serve are untouched then."""
 
         def stage(future: Future) -> None:
-            if self._staging is not None:
-                raise RuntimeError("this sampler is staging other weights")
+            before, self._staging = self._staging, None
+            if before is not None:  # the learner died, and its successor begins again
+                before.set_exception(RuntimeError("other weights came before these were ready"))
             self._engine.collective_rpc("begin_staging", args=(info,))
             self._staging = future
 
@@ -422,15 +466,17 @@ class Sampler:
             self._staging.set_exception(error)
         self._staging = None
 
-    def update(self, phase: Literal["init", "start", "update"], info: dict[str, Any]) -> Future:
+    def update(self, phase: Phase, info: dict[str, Any]) -> Future:
         """A step of vLLM's weight transfer protocol, on every worker of this engine."""
+        return self._do(lambda: self._update(phase, info))
+
+    def _update(self, phase: Phase, *info: dict[str, Any]) -> None:
         methods = {
-            "init": ("init_weight_transfer_engine", (info,)),
-            "start": ("start_weight_update", ()),
-            "update": ("update_weights", (info,)),
+            "init": "init_weight_transfer_engine",
+            "start": "start_weight_update",
+            "update": "update_weights",
         }
-        method, args = methods[phase]
-        return self._do(lambda: self._engine.collective_rpc(method, args=args) and None)
+        self._engine.collective_rpc(methods[phase], args=info if phase != "start" else ())
 
     def finish_update(self, version: int) -> "Future[tuple[int, str]]":
         """Serve what was sent, as this version, from now on.
@@ -438,17 +484,16 @@ class Sampler:
         The acknowledgement: the version the engine now stamps on tokens, and the digest of the
         bytes it loaded ("" where the backend has none).
         """
+        return self._do(lambda: self._finish(version))
 
-        def finish() -> tuple[int, str]:
-            self._engine.collective_rpc("finish_weight_update")
-            self._engine.set_weight_version(str(version))
-            self._version = version
-            digests = set(self._engine.collective_rpc("received_digest"))
-            if len(digests) != 1:
-                raise RuntimeError(f"the workers of this sampler loaded {len(digests)} digests")
-            return int(self._engine.get_weight_version()), digests.pop()
-
-        return self._do(finish)
+    def _finish(self, version: int) -> tuple[int, str]:
+        self._engine.collective_rpc("finish_weight_update")
+        self._engine.set_weight_version(str(version))
+        self._version = version
+        digests = set(self._engine.collective_rpc("received_digest"))
+        if len(digests) != 1:
+            raise RuntimeError(f"the workers of this sampler loaded {len(digests)} digests")
+        return int(self._engine.get_weight_version()), digests.pop()
 
     def close(self) -> None:
         def stop() -> None:

@@ -29,8 +29,8 @@ from rollout.delta import encode
 
 Backend = Literal["shm", "ray", "nccl", "ipc"]
 STAGED = ("shm", "ray")
-"""Backends whose samplers have the bytes before an update begins: the learner need not take part
-in it."""
+"""Backends whose samplers have the bytes before an update begins: the learner takes no part in it,
+and each sampler begins when it is ready."""
 
 ALIGNMENT = 64
 PIECE = 1 << 30
@@ -56,16 +56,18 @@ class Source(Protocol):
 
 
 class Client(Protocol):
-    """The control plane towards all samplers; the structure of vLLM's VLLMWeightSyncClient.
-
-    Every call reaches every sampler and returns when all have answered.
-    """
+    """The control plane towards all samplers. Every call reaches every one of them and returns when
+    all have answered."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
     def stage_weights(self, update_info: dict[str, Any]) -> None:
-        """Ours, not vLLM's: what the next `update_weights` names by its digest. Returns when every
-        sampler has it; they make it ready while they decode."""
+        """What the samplers are to switch to, by its digest. Returns when every sampler has it;
+        they make it ready while they decode."""
         ...
+
+
+class NativeClient(Client, Protocol):
+    """The structure of vLLM's VLLMWeightSyncClient."""
 
     def start_weight_update(self) -> None: ...
     def update_weights(self, update_info: Any) -> None: ...
@@ -73,18 +75,15 @@ class Client(Protocol):
 
 
 class Sender(Protocol):
-    """The sending half of a backend. Both are called on every learner rank."""
+    """The sending half of a backend. All of it is called on every learner rank."""
 
     sent: float
     """Of the last push: bytes that travelled / bytes of the weights. On rank 0."""
 
-    def stage(self) -> None:
-        """Get ready what can be, here and in the samplers, while these go on decoding."""
-        ...
-
-    def send(self, version: int) -> str:
-        """Have the weights served, as this policy version; the digest of the bytes sent ("" where
-        the backend has none, and on all ranks but 0)."""
+    def stage(self) -> str:
+        """Get ready what can be, here and in the samplers, while these go on decoding. The digest
+        of the bytes that they have now and serve once they `switch` ("" where the backend has none,
+        and on all ranks but 0)."""
         ...
 
     def close(self) -> None: ...
@@ -157,34 +156,13 @@ def bits(buffer: mmap.mmap, slots: Sequence[Slot]) -> np.ndarray:
     return np.frombuffer(buffer, dtype=f"u{width}")
 
 
-class StagedSender:
-    """What `shm` and `ray` share: samplers that have the bytes are told when to serve them."""
-
-    def __init__(self, source: Source, client: Client) -> None:
-        self.sent = 1.0
-        self._source = source
-        self._client = client
-        self._slots, self._size = lay_out(source.metadata())
-        self._staged: str | None = None
-        """Digest of what the samplers have and do not serve yet; "" on all ranks but 0."""
-
-    def send(self, version: int) -> str:
-        """Raises RuntimeError when nothing is staged."""
-        if self._staged is None:
-            raise RuntimeError("weights are to be sent before they are staged")
-        checksum, self._staged = self._staged, None
-        if checksum:
-            self._client.start_weight_update()
-            self._client.update_weights({"digest": checksum})
-            self._client.finish_weight_update(str(version))
-        return checksum
-
-
-class SharedMemorySender(StagedSender):
+class SharedMemorySender:
     """The sending half of `shm`. All ranks iterate the source; rank 0 writes and talks."""
 
     def __init__(self, source: Source, client: Client, *, rank: int, directory: Path) -> None:
-        super().__init__(source, client)
+        self.sent = 1.0
+        self._source, self._client = source, client
+        self._slots, self._size = lay_out(source.metadata())
         self._buffer: mmap.mmap | None = None
         self._targets: dict[str, torch.Tensor] = {}
         if rank == 0:
@@ -211,15 +189,14 @@ class SharedMemorySender(StagedSender):
         self._targets = dict(views(buffer, self._slots))
         return buffer
 
-    def stage(self) -> None:
+    def stage(self) -> str:
         """Write the weights into the file; the samplers load them beside those that serve."""
-        self._staged = None
         fill(self._targets, self._source, self._slots)
-        checksum = ""
-        if self._buffer is not None:
-            checksum = digest(self._buffer)
-            self._client.stage_weights({"digest": checksum})
-        self._staged = checksum
+        if self._buffer is None:
+            return ""
+        checksum = digest(self._buffer)
+        self._client.stage_weights({"digest": checksum})
+        return checksum
 
     def close(self) -> None:
         self._targets = {}
@@ -228,30 +205,32 @@ class SharedMemorySender(StagedSender):
                 self._buffer.close()
 
 
-class PayloadSender(StagedSender):
+class PayloadSender:
     """The sending half of `ray`. All ranks iterate the source; rank 0 keeps what the samplers hold
     beside what they are to hold, and sends the difference where that is less."""
 
     def __init__(self, source: Source, client: Client, *, rank: int) -> None:
-        super().__init__(source, client)
+        self.sent = 1.0
+        self._source, self._client = source, client
+        self._slots, self._size = lay_out(source.metadata())
         self._first = rank == 0
         self._held, self._next = (mmap.mmap(-1, self._size if self._first else 1) for _ in "ab")
         self._base = ""
-        """Digest of what the samplers serve and `_held` holds; empty where that is not known."""
+        """Digest of what the samplers were sent and `_held` holds; empty where that is not
+        known."""
         if self._first:
             slots = [vars(slot) for slot in self._slots]
             client.init_weight_transfer_engine({"size": self._size, "slots": slots})
 
-    def stage(self) -> None:
+    def stage(self) -> str:
         """Gather the weights, and send what differs from those that the samplers hold."""
-        self._staged = None
         targets = dict(views(self._next, self._slots)) if self._first else {}
         fill(targets, self._source, self._slots)
-        self._staged = self._handed() if self._first else ""
+        return self._handed() if self._first else ""
 
     def _handed(self) -> str:
         difference = None
-        base, self._base = self._base, ""  # until they serve it: else they get everything next
+        base, self._base = self._base, ""  # until they have it: else they get everything next
         if base:
             difference = encode(bits(self._held, self._slots), bits(self._next, self._slots))
         payload = memoryview(self._next) if difference is None else memoryview(difference)
@@ -260,10 +239,6 @@ class PayloadSender(StagedSender):
         checksum = digest(self._next)
         update = {"digest": checksum, "base": "" if difference is None else base, "pieces": pieces}
         self._client.stage_weights(update)
-        return checksum
-
-    def send(self, version: int) -> str:
-        checksum = super().send(version)
         self._base = checksum
         self._held, self._next = self._next, self._held
         return checksum
@@ -273,12 +248,13 @@ class PayloadSender(StagedSender):
 
 
 class NativeSender:
-    """vLLM's own trainer engines (`nccl`, `ipc`) behind the same two methods.
+    """vLLM's own trainer engines (`nccl`, `ipc`), which need paused samplers and take part in the
+    update themselves.
 
     They call `finish_weight_update` without a version; the client wrapper adds it.
     """
 
-    def __init__(self, source: Source, client: Client, init_info: Any) -> None:
+    def __init__(self, source: Source, client: NativeClient, init_info: Any) -> None:
         from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
@@ -295,13 +271,14 @@ class NativeSender:
             init_info, client=self._stamp, source=Adapter()
         )
 
-    def stage(self) -> None:
+    def stage(self) -> str:
         """Nothing: the samplers' GPUs receive into the weights they serve with."""
+        return ""
 
-    def send(self, version: int) -> str:
+    def send(self, version: int) -> None:
+        """Have all samplers, which are paused, serve the weights of now as this version."""
         self._stamp.version = str(version)
         self._engine.send_weights()
-        return ""
 
     def close(self) -> None:
         self._engine.shutdown()
@@ -310,7 +287,7 @@ class NativeSender:
 class _Stamp:
     """A client that names the version when the update ends."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: NativeClient) -> None:
         self._client = client
         self.version = "0"
         self.init_weight_transfer_engine = client.init_weight_transfer_engine
@@ -335,7 +312,7 @@ class Endpoint:
     """Sampler workers in all: replicas x tensor_parallel."""
 
 
-def connect(endpoint: Endpoint, source: Source, client: Client, *, rank: int) -> Sender:
+def connect(endpoint: Endpoint, source: Source, client: NativeClient, *, rank: int) -> Sender:
     """The sender for a backend: the one place where backend names meet constructor arguments."""
     if endpoint.backend == "shm":
         return SharedMemorySender(source, client, rank=rank, directory=Path(endpoint.directory))

@@ -79,19 +79,9 @@ class LocalClient:
 
     def __init__(self, sampler) -> None:
         self.sampler = sampler
-        self.acknowledged: tuple[int, str] = (-1, "")
 
     def init_weight_transfer_engine(self, init_info: dict) -> None:
         self.sampler.update("init", init_info).result(60)
 
     def stage_weights(self, update_info: dict) -> None:
         self.sampler.stage(update_info).result(60)
-
-    def start_weight_update(self) -> None:
-        self.sampler.update("start", {}).result(60)
-
-    def update_weights(self, update_info: Any) -> None:
-        self.sampler.update("update", update_info).result(60)
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self.acknowledged = self.sampler.finish_update(int(weight_version or 0)).result(60)

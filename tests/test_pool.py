@@ -8,6 +8,7 @@ import pytest
 import ray
 from builders import completion, prompt
 
+from cluster.errors import Lost
 from cluster.lengths import Lengths
 from cluster.pool import Pool, ask_all
 
@@ -110,17 +111,68 @@ def test_the_first_failure_of_a_collective_is_the_one_reported():
     asyncio.run(scenario())
 
 
-def test_a_dead_member_is_replaced_where_that_is_allowed():
+def test_a_lost_member_is_told_of_once_and_its_successor_is_asked():
     async def scenario() -> None:
         fragile = Pool("worker", [Worker.remote()], seconds=60)
-        with pytest.raises(RuntimeError, match="worker, work died"):
+        with pytest.raises(Lost, match="worker/0, work: The actor died"):
             await fragile.call("work", 0.0, "exit")
-        robust = Pool("worker", [Worker.remote()], seconds=60, restart=lambda _: Worker.remote())
-        with pytest.raises(RuntimeError, match="second try"):
-            await robust.call("work", 0.0, "exit")  # kills whoever is asked
+        with pytest.raises(RuntimeError, match="worker: none of 1 is left"):
+            await fragile.call("work")
+
+        told: list[int] = []
+
+        def successor(index: int, why: str) -> None:
+            told.append(index)
+            robust.put(robust.place(index, Worker.remote()))
+
+        robust = Pool(
+            "worker", [Worker.remote() for _ in "ab"], seconds=60, lost=successor, tries=2
+        )
+        with pytest.raises(Lost, match="worker/"):
+            await robust.call("work", 0.0, "exit")  # kills whoever is asked, twice
+        assert len(told) == 2
         assert await robust.call("work")
-        assert robust.restarts == 2
+        calls = [robust.call("work", 1.0) for _ in range(4)]
+        ray.kill(robust.members[0])
+        await asyncio.gather(*calls)
+        assert len(told) == 3, "two calls were under way on it; it died once"
         robust.kill()
+
+    asyncio.run(scenario())
+
+
+def test_calls_wait_while_nobody_is_there_and_nobody_else_is_asked_before_it_is_put_to_work():
+    async def scenario() -> None:
+        pool = Pool("worker", [Worker.remote()], seconds=60, lost=lambda *_: None)
+        with pytest.raises(Lost):
+            await pool.call("work", 0.0, "exit")
+        assert pool.live == []
+        waiting = asyncio.create_task(pool.call("work"))
+        newcomer = pool.place(0, Worker.remote())
+        pid = await pool.ask(newcomer, "work")
+        assert not waiting.done() and pool.live == []
+        pool.put(newcomer)
+        assert await waiting == pid and pool.live == [newcomer]
+        pool.put(pool.place(1, Worker.remote()))
+        assert len({await pool.ask(member, "work") for member in pool.live}) == 2
+        pool.kill()
+
+    asyncio.run(scenario())
+
+
+def test_a_death_is_first_whoever_failed_before():
+    """A rank that is killed makes the others' collectives fail, and those are heard of earlier."""
+
+    async def scenario() -> None:
+        failing, dying = Worker.remote(), Worker.remote()
+        calls = [
+            ("rank/0", failing.work.remote(0.0, "connection closed by peer")),
+            ("rank/1", dying.work.remote(1.0, "exit")),
+        ]
+        with pytest.raises(Lost, match="rank/1, update") as caught:
+            await ask_all(calls, what="update", seconds=60)
+        assert caught.value.who == "rank/1"
+        ray.kill(failing)
 
     asyncio.run(scenario())
 

@@ -42,13 +42,11 @@ def perturb(model, seed: int) -> None:
             parameter.add_(0.2 * parameter.std() * torch.randn_like(parameter))
 
 
-def serve(sampler, sender, version: int) -> str:
-    """A publish, as `cluster/publish.py` does it; the digest."""
-    sender.stage()
-    sampler.pause().result(60)
-    digest = sender.send(version)
-    sampler.resume().result(60)
-    return digest
+def serve(sampler, sender, version: int) -> bool:
+    """A publish, as `cluster/publish.py` does it; whether the sampler serves what was sent."""
+    digest = sender.stage()
+    served, of, paused = sampler.switch(version, digest).result(60)
+    return bool(digest) and (served, of) == (version, digest) and paused > 0
 
 
 def publish_and_compare(sampler, model_path: str, directory: str) -> list[dict]:
@@ -65,7 +63,7 @@ def publish_and_compare(sampler, model_path: str, directory: str) -> list[dict]:
     for version in (1, 2, 3):
         stale = sampler.score(tokens).result(60)
         perturb(model, version)
-        digest = serve(sampler, sender, version)
+        acknowledged = serve(sampler, sender, version)
         fresh = sampler.score(tokens).result(60)
         sampling = SamplingConfig(temperature=0.7, max_tokens=20)
         [sampled] = sampler.generate(prompt(length=6), sampling, [version]).result(60)
@@ -79,7 +77,7 @@ def publish_and_compare(sampler, model_path: str, directory: str) -> list[dict]:
                 "mean": float(gap.mean()),
                 "sampled": float(np.abs(sampled.logprobs - ours).max()),
                 "versions": sorted(set(sampled.versions.tolist())),
-                "acknowledged": [*client.acknowledged] == [version, digest] and bool(digest),
+                "acknowledged": acknowledged,
                 "left_behind": left_behind,
             }
         )
@@ -127,12 +125,12 @@ def publish_differences(sampler, model_path: str, refuses: bool) -> dict:
             for parameter in model.parameters():
                 changed = parameter.flatten()[:: 1 if version == 1 else 50]
                 changed += 0.3 * parameter.std() * torch.randn_like(changed)
-        digest = serve(sampler, sender, version)
+        acknowledged = serve(sampler, sender, version)
         after = sampler.score(tokens).result(60)
         found["sent"].append(sender.sent)
         found["moved"].append(float(np.abs(after - before).max()))
         found["gaps"].append(float(np.abs(after - logprobs_of(model, tokens)).max()))
-        found["acknowledged"].append([*client.acknowledged] == [version, digest])
+        found["acknowledged"].append(acknowledged)
     if not refuses:
         return found
     sender._base = "0" * 64
@@ -269,15 +267,11 @@ def update_in_flight(sampler, model_path: str, directory: str) -> dict:
     client = LocalClient(sampler)
     source = ZeroSource(model, sharded=False)
     sender = SharedMemorySender(source, client, rank=0, directory=Path(directory))
-    given = prompt(length=8)
+    given, old = prompt(length=8), load(model_path)
     future = sampler.generate(given, SamplingConfig(max_tokens=180), [1, 2])
     time.sleep(0.25)
-    sampler.pause().result(60)
-    old = load(model_path)
     perturb(model, 7)
-    sender.stage()
-    sender.send(1)
-    sampler.resume().result(60)
+    serve(sampler, sender, 1)
     report = {"switched": 0, "old": 0.0, "new": 0.0, "spread": 0.0}
     for sampled in future.result(120):
         seam = int((sampled.versions == 0).sum())
@@ -351,10 +345,8 @@ def stage_and_serve(sampler, model_path: str, directory: str) -> dict:
         found["damaged"] = str(error)
     client.stage_weights = honest
     found["behind_damage"] = sampled() == calm
-    sampler.pause().result(60)
     try:
-        client.start_weight_update()
-        client.update_weights({"digest": "0" * 64})
+        sampler.switch(9, "0" * 64).result(60)
     except RuntimeError as error:
         found["unstaged"] = str(error)
     sampler.resume().result(60)
@@ -393,11 +385,8 @@ def keep_kv_through_an_update(sampler, model_path: str, directory: str) -> dict:
     given = prompt(length=100)  # three blocks of the prefix cache
     future = sampler.generate(given, SamplingConfig(max_tokens=90), list(range(40)))
     time.sleep(0.25)
-    sampler.pause().result(60)
     perturb(model, 7)
-    sender.stage()
-    sender.send(1)
-    sampler.resume().result(60)
+    serve(sampler, sender, 1)
     later = sampler.generate(given, SamplingConfig(max_tokens=8), [99])
     report = {"kept": [], "clean": [], "later": []}
     for kind, completions in (("", future.result(120)), ("later", later.result(60))):

@@ -11,6 +11,7 @@ from builders import group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.ledger import conserved
 from cluster.window import MOST_PASSED, Window, WindowState
 
 
@@ -23,6 +24,8 @@ class Schedule:
     staleness: int
     steps: int
     discard: float
+    poison: float
+    """Share of those that leave because they kill samplers"""
     crash: float
     in_flight: str
     spare: int
@@ -84,7 +87,7 @@ class Schedule:
                 await asyncio.sleep(0)
             if rng.random() < self.discard:
                 self.discarded.add(ticket)
-                await window.discard(ticket)
+                await (window.drop if rng.random() < self.poison else window.discard)(ticket)
             else:
                 await window.ready(ticket, group(ticket, version=min(versions)))
 
@@ -140,6 +143,7 @@ SCHEDULES = {
     "staleness": st.integers(0, 4),
     "steps": st.integers(1, 12),
     "discard": st.sampled_from([0.0, 0.1, 0.4]),
+    "poison": st.sampled_from([0.0, 0.5]),
     "crash": st.sampled_from([0.0, 0.0, 0.1, 0.3]),
     "in_flight": st.sampled_from(["keep", "wait", "abort"]),
     "seed": st.integers(0, 10**6),
@@ -160,10 +164,19 @@ def test_no_group_is_older_than_the_bound_and_none_is_lost_or_trained_twice(**dr
         assert trained == sorted(trained), "first in, first out"
     fates = [*trained, *run.discarded, *run.left.pending]
     assert sorted(fates) == list(range(run.left.next_ticket)), "each ticket has one fate"
+    assert run.left.discarded + run.left.dropped == len(run.discarded)
+    assert conserved(len(trained), run.left)
 
 
 def undisturbed(**changed) -> Schedule:
-    plain = {"discard": 0.0, "crash": 0.0, "in_flight": "keep", "spare": 0, "seed": 1}
+    plain = {
+        "discard": 0.0,
+        "poison": 0.0,
+        "crash": 0.0,
+        "in_flight": "keep",
+        "spare": 0,
+        "seed": 1,
+    }
     run = Schedule(**{**plain, **changed})
     run.run()
     return run

@@ -27,6 +27,7 @@ from cluster.errors import first_failure
 from cluster.ledger import Ledger
 from cluster.planner.costs import Costs, Table
 from cluster.planner.virtual import in_virtual_time
+from cluster.poison import Trials
 from cluster.pool import Pool
 from cluster.run import Run
 from cluster.window import Window
@@ -294,7 +295,7 @@ class VirtualRun:
         self.lengths = SimpleNamespace(expected=self._expected, saw=lambda *_: None)
         self.algorithm = build(config.learner.algorithm)
         self.inputs = SimpleNamespace(prompts=SimpleNamespace(at=load.prompt), tokenizer=None)
-        self.ledger = Ledger(folder, keep_rollouts=False)
+        self.ledger = Ledger(folder, records=False)
         self.window = Window(
             groups_per_step=config.schedule.groups_per_step,
             max_staleness=config.schedule.max_staleness,
@@ -310,7 +311,9 @@ class VirtualRun:
         """(slots times seconds of all samplers, seconds of the learner) up to each step's end"""
         self.staleness: list[tuple[float, float]] = []
         self.learned = 0.0
+        self.trials = Trials(self.samplers.someone)
         self.judged = lambda *given: Run.judged(self, *given)  # type: ignore[arg-type]
+        self.generate = lambda *given, **load: Run.generate(self, *given, **load)  # type: ignore[arg-type]
 
     async def _score(self, prompt: Prompt, completions: Sequence[Any]) -> list[Score]:
         known, start = self._load.rewards[int(prompt.extra)], self._both.scored.get(prompt.id, 0)

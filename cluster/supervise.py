@@ -1,0 +1,301 @@
+"""Whoever dies is replaced: heartbeats, restarts, and a record of both.
+
+A sampler that is lost gets a successor, which serves once it holds the learner's weights and was
+found to compute what the learner does; what it was sampling is begun again elsewhere. A learner
+rank that is lost takes its group with it: all ranks start anew, load the newest checkpoint and
+replay the recorded tables behind it, so nothing is sampled again.
+
+A process that gives no sign of life is killed, and so becomes one that died: nobody else needs to
+know of more than deaths.
+"""
+
+import asyncio
+import contextlib
+import faulthandler
+import functools
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.actor import ActorHandle
+
+from cluster import checkpoint
+from cluster.checkpoint import Checkpoint
+from cluster.config import RunConfig
+from cluster.errors import Lost
+from cluster.files import add_line
+from cluster.ledger import Commit, Ledger
+from cluster.placement import Fleet
+from cluster.pool import Member, Pool, answer, is_death
+from cluster.progress import Progress
+from cluster.publish import Publisher
+
+BEAT_SECONDS = 2.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What a learner group was made from."""
+
+    checkpoint: Checkpoint | None
+    replayed: list[Commit]
+
+    @property
+    def version(self) -> int:
+        return (self.checkpoint.step if self.checkpoint else 0) + len(self.replayed)
+
+
+class Supervisor:
+    """`faults.jsonl` in the run folder has a line for each loss: who, why, what became of it."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        fleet: Fleet,
+        publisher: Publisher,
+        ledger: Ledger,
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self._config = config.cluster
+        self._fleet = fleet
+        self._publisher = publisher
+        self._ledger = ledger
+        self._folder = folder
+        self._progress = progress
+        self._learner = asyncio.Lock()
+        """Held by whoever needs all ranks."""
+        self._frozen: dict[str, str] = {}
+        """Why those were killed that gave no sign of life."""
+        self._tasks: asyncio.TaskGroup
+        self._coming = 0
+        """Samplers on their way"""
+        self._starting = False
+        """Ranks are: their heartbeats wait for that."""
+        self._restored = asyncio.Event()
+        self.version = 0
+        """Of the learner's weights."""
+        self.generation = 0
+        """Learner groups before this one."""
+        self.sampler_restarts = 0
+
+    async def watch(self) -> None:
+        """Until cancelled. Raises RuntimeError when too much was lost to go on."""
+        async with asyncio.TaskGroup() as self._tasks:
+            self._fleet.samplers.lost = self._sampler_lost
+            while True:
+                await asyncio.sleep(BEAT_SECONDS)
+                fleet = self._fleet
+                pools = [fleet.samplers, fleet.scorers]
+                pools += [] if self._starting else [fleet.learners]
+                members = [(pool, member) for pool in pools for member in pool.live]
+                await asyncio.gather(*(self._beat(*each) for each in members))
+
+    async def _beat(self, pool: Pool, member: Member) -> None:
+        (index, actor), generation = member, self.generation
+        why = await self._illness(actor)
+        if not why or member not in pool.live:
+            return
+        self._frozen.setdefault(f"{pool.name}/{index}", why)
+        ray.kill(actor)
+        if pool is self._fleet.learners:
+            self._tasks.create_task(self._learner_lost(generation, f"learner/{index}", why))
+        else:
+            pool.drop(member, why)
+
+    async def _illness(self, actor: ActorHandle) -> str:
+        """Why this actor is of no use any more; empty for one that is well."""
+        patience = self._config.heartbeat_timeout
+        try:
+            async with asyncio.timeout(patience):
+                silence: float = await answer(actor.beat.remote())
+        except TimeoutError:
+            return f"no sign of life for {patience:g} s"
+        except Exception as error:  # whatever Ray makes of it
+            return str(error).strip().splitlines()[0] if is_death(error) else ""
+        if silence > self._config.step_timeout:
+            return f"its engine has done nothing for {silence:.0f} s"
+        return ""
+
+    # -- samplers ---------------------------------------------------------------------------------
+
+    def _sampler_lost(self, index: int, why: str) -> None:
+        self._coming += 1
+        self._tasks.create_task(self._replace(index, why))
+
+    async def _replace(self, index: int, why: str) -> None:
+        who, started = f"sampler/{index}", time.monotonic()
+        why = self._frozen.pop(who, why)
+        try:
+            await self._bring_back(index, who, why, started)
+        except asyncio.CancelledError:
+            self._record(who, why, "not replaced: the run ended before", started)
+            raise
+
+    async def _bring_back(self, index: int, who: str, why: str, started: float) -> None:
+        while self.sampler_restarts < self._config.sampler_restarts:
+            self.sampler_restarts += 1
+            self._progress.line(f"{who} is lost ({why}); a new one takes its place")
+            try:
+                newcomer = await self._fleet.start_sampler(index)
+                await self._restored.wait()
+                await self.with_learner(functools.partial(self._admit, newcomer))
+            except Lost as lost:
+                self._record(who, why, "replaced, lost again", started)
+                why, started = str(lost), time.monotonic()
+                continue
+            self._coming -= 1
+            self._record(who, why, "replaced", started)
+            self._progress.line(
+                f"{who} is back after {time.monotonic() - started:.0f} s with version "
+                f"{self.version}"
+            )
+            return
+        self._coming -= 1
+        self._record(who, why, "not replaced", started)
+        if not self._fleet.samplers.live and not self._coming:
+            raise RuntimeError(
+                f"no sampler is left, and cluster.sampler_restarts="
+                f"{self._config.sampler_restarts} are used up; the last to go: {who} ({why})"
+            )
+
+    async def _admit(self, newcomer: Member) -> None:
+        """To those who serve. The learner's hands are free."""
+        samplers = self._fleet.samplers
+        await self._publisher.ended()
+        await self._fleet.connect([newcomer])
+        try:
+            await self._publisher.admit(newcomer, self.version)
+            samplers.put(newcomer)
+        finally:
+            await self._fleet.connect(samplers.live)
+
+    # -- the learner ------------------------------------------------------------------------------
+
+    async def with_learner(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What `call` gives, which asks all ranks for something; made again where one died under
+        it."""
+        async with self._learner:
+            while True:
+                try:
+                    return await call()
+                except Lost as lost:
+                    if not lost.who.startswith("learner/"):
+                        raise
+                    await self._restart_learner(lost.who, str(lost))
+
+    async def _learner_lost(self, generation: int, who: str, why: str) -> None:
+        """Found by its heartbeat. Whoever waits for the learner hears of it as well."""
+        async with self._learner:
+            if generation == self.generation:
+                await self._restart_learner(who, why)
+
+    async def restart_learner(self, why: str) -> None:
+        """After a failure that leaves ranks in a collective. Within `with_learner`."""
+        await self._restart_learner("learner", why)
+
+    async def _restart_learner(self, who: str, why: str) -> None:
+        while True:
+            why, started = self._frozen.pop(who, why), time.monotonic()
+            self.generation += 1
+            if self.generation > self._config.learner_restarts:
+                self._record(who, why, "not replaced", started)
+                raise RuntimeError(
+                    f"{why}; cluster.learner_restarts={self._config.learner_restarts} are used "
+                    f"up at step {self.version}: the same command goes on from there"
+                )
+            self._progress.line(f"{who} is lost ({why}); all ranks start again")
+            try:
+                self._starting = True
+                await self._fleet.start_learners()
+                self._starting = False
+                rebuilt = await self.rebuild()
+                if self._restored.is_set() and rebuilt.version != self.version:
+                    raise RuntimeError(
+                        f"the learner was lost at step {self.version} ({why}), and checkpoints and "
+                        f"recorded tables in {self._folder} bring it back to step "
+                        f"{rebuilt.version} only: start the run again to go on from there"
+                    )
+                if not self._publisher.stages:  # they are in the middle of what their learner began
+                    for member in self._fleet.samplers.live:
+                        ray.kill(member[1])
+                        self._fleet.samplers.drop(member, f"{who} died")
+                await self._fleet.connect(self._fleet.samplers.live)
+            except Lost as lost:
+                if not lost.who.startswith("learner/"):
+                    raise
+                self._record(who, why, "replaced, lost again", started)
+                who, why = lost.who, str(lost)
+                continue
+            self._record(who, why, "replaced", started)
+            self._progress.line(
+                f"the learner is back at step {self.version} after "
+                f"{time.monotonic() - started:.0f} s, {len(rebuilt.replayed)} steps replayed"
+            )
+            return
+
+    async def rebuild(self) -> Rebuilt:
+        """Load the newest whole checkpoint into a fresh learner group, and replay what was trained
+        behind it."""
+        learners = self._fleet.learners
+        saved, passed_over = checkpoint.newest(self._folder / "checkpoints")
+        for line in passed_over:
+            self._progress.line(f"passed over: {line}")
+        step = 0
+        if saved is not None:
+            step = saved.step
+            self._progress.phase = "restoring"
+            await learners.all("load", str(saved.folder), step)
+        commits = self._ledger.replayable(step)
+        for number, commit in enumerate(commits, start=1):
+            self._progress.phase = f"replaying {number}/{len(commits)}"
+            await learners.all("update", ray.put(self._ledger.table(commit.step)), None)
+        return Rebuilt(saved, commits)
+
+    def restored(self, version: int) -> None:
+        """The run begins, or goes on, from this version."""
+        self.version = version
+        self._restored.set()
+
+    # -- the record -------------------------------------------------------------------------------
+
+    def _record(self, who: str, why: str, outcome: str, started: float) -> None:
+        line: dict[str, Any] = {
+            "time": round(time.time(), 3),
+            "step": self.version,
+            "who": who,
+            "why": why,
+            "outcome": outcome,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        add_line(self._folder / "faults.jsonl", line)
+
+    def save_stacks(self) -> None:
+        """What every process of the run on this machine is doing, into `stacks/`."""
+        folder = self._folder / "stacks"
+        folder.mkdir(exist_ok=True)
+        for path in folder.glob("*-*.txt"):  # those who know what the signal means
+            pid = path.suffixes[0][1:]
+            with contextlib.suppress(OSError):
+                # Else another process has its number by now.
+                if Path("/proc", pid).stat().st_ctime <= path.stat().st_mtime:
+                    os.kill(int(pid), signal.SIGUSR1)
+        with open(folder / "driver.txt", "w", encoding="utf-8") as file:
+            faulthandler.dump_traceback(file)
+            for task in asyncio.all_tasks():
+                task.print_stack(limit=8, file=file)
+
+    def clean_up(self) -> None:
+        """Of the stacks, what nobody wrote to."""
+        folder = self._folder / "stacks"
+        for path in folder.glob("*.txt"):
+            if not path.stat().st_size:
+                path.unlink()
+        with contextlib.suppress(OSError):  # there are some, or the folder never was
+            folder.rmdir()

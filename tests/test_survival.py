@@ -1,0 +1,203 @@
+"""Processes of real runs killed and frozen: the run finishes with the data and the weights of one
+that nobody disturbed."""
+
+import json
+import os
+import signal
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from runs import jsonl, metrics, processes_of, small_recipe, start, wait_until
+
+from cluster.ledger import conserved, read_ledger, table_path
+from rollout.schema import read_table
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
+
+SPREAD = """
+def verify(completion):
+    return sum(map(ord, completion)) % 7 / 6
+"""
+"""A reward that hardly ever is the same for two completions: every step moves the weights."""
+
+OPTIONS = {
+    "steps": "8",
+    "eval.dataset": "",
+    "sampler.replicas": "2",
+    "learner.ranks": "2",
+    "cluster.heartbeat_timeout": "15",
+    "checkpoint.every": "2",
+}
+
+
+class Live:
+    """A run under way, whose processes can be held at named points, and killed."""
+
+    def __init__(self, folder: Path, tiny: Path, name: str, **options: str) -> None:
+        folder.mkdir(exist_ok=True)
+        verifier = folder / "spread.py"
+        verifier.write_text(SPREAD)
+        rewards = f'{{"{verifier}:verify": 1.0}}'
+        settings = {"name": name, "rewards.verifiers": rewards, **OPTIONS, **options}
+        self.arguments = small_recipe(folder, tiny, **settings)
+        self.folder = folder / "outputs" / name
+        self.faults = folder / f"{name}.faults"
+        self.faults.mkdir(exist_ok=True)
+        self.output = ""
+        self.again()
+
+    def again(self) -> None:
+        """The same command."""
+        self.process = start("train", *self.arguments, COHORT_FAULTS=str(self.faults))
+
+    def until(self, condition, what: str, seconds: float = 240) -> None:
+        def met() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"{what}: the run ended before:\n{self.end(expect=None)}")
+            return condition()
+
+        wait_until(met, seconds, what)
+
+    def until_step(self, step: int) -> None:
+        self.until(lambda: self.steps_done >= step, f"step {step}")
+
+    @property
+    def steps_done(self) -> int:
+        return len(read_ledger(self.folder)[0])
+
+    def pid(self, who: str) -> int:
+        """Of whoever is `sampler-1` now."""
+        stacks = sorted((self.folder / "stacks").glob(f"{who}.*"), key=lambda p: p.stat().st_mtime)
+        return int(stacks[-1].suffixes[0][1:])
+
+    def hold(self, point: str) -> None:
+        """Whoever comes there stops."""
+        (self.faults / f"{point}.hold").touch()
+
+    def held(self, point: str) -> set[int]:
+        return {int(p.suffix[1:]) for p in self.faults.glob(f"{point}.[0-9]*")}
+
+    def until_held(self, point: str, pid: int) -> None:
+        self.until(lambda: pid in self.held(point), f"{pid} at {point}")
+
+    def let_go(self, point: str) -> None:
+        (self.faults / f"{point}.hold").unlink()
+
+    def losses(self) -> list[dict]:
+        path = self.folder / "faults.jsonl"
+        return jsonl(path) if path.exists() else []
+
+    def until_replaced(self, count: int) -> None:
+        self.until(lambda: len(self.losses()) >= count, f"{count} losses made good")
+
+    def end(self, *, expect: int | None = 0, seconds: float = 300) -> str:
+        try:
+            more, _ = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            more, _ = self.process.communicate()
+            raise AssertionError(f"no end within {seconds} s:\n{more[-6000:]}") from None
+        self.output += more
+        assert expect is None or self.process.returncode == expect, self.output[-6000:]
+        return self.output
+
+
+def digest_of(folder: Path) -> str:
+    return json.loads((folder / "result.json").read_text())["weights_digest"]
+
+
+def trained(folder: Path) -> list[list[tuple]]:
+    """Of each step, what the learner learned from."""
+    columns = ["group_id", "sample_id", "prompt_id", "completion_ids", "policy_versions", "reward"]
+    steps = len(read_ledger(folder)[0])
+    tables = [read_table(table_path(folder / "rollouts", n)) for n in range(1, steps + 1)]
+    return [
+        [tuple(map(str, row.values())) for row in t.select(columns).to_pylist()] for t in tables
+    ]
+
+
+def check_record(folder: Path, steps: int, bound: int = 0) -> None:
+    """The invariants that hold whatever was done to the run."""
+    commits, wrong = read_ledger(folder)
+    assert not wrong and [c.step for c in commits] == list(range(1, steps + 1))
+    tickets = [ticket for commit in commits for ticket in commit.tickets]
+    assert len(tickets) == len(set(tickets)), "a group was trained twice"
+    count = 0
+    for commit in commits:
+        count += len(commit.tickets)
+        assert conserved(count, commit.window), f"a prompt was lost by step {commit.step}"
+        table = read_table(table_path(folder / "rollouts", commit.step))
+        assert sorted(set(table["group_id"].to_pylist())) == sorted(commit.tickets)
+        for versions in table["policy_versions"].to_pylist():
+            assert commit.step - 1 - bound <= min(versions) <= max(versions) < commit.step
+    per_step = Counter(row["step"] for row in metrics(folder))
+    assert set(per_step) >= set(range(1, steps + 1))
+    wait_until(lambda: processes_of(folder) == [], 15, "no process of the run left")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Live(tmp_path_factory.mktemp("undisturbed"), tiny, "calm")
+    run.end()
+    check_record(run.folder, 8)
+    assert run.losses() == [] and not (run.folder / "stacks").exists()
+    weights = [row["learner/grad_norm"] for row in metrics(run.folder)]
+    assert min(weights) > 0, "a step without a gradient proves nothing"
+    return run.folder
+
+
+def check_equal(ours: Path, undisturbed: Path) -> None:
+    assert trained(ours) == trained(undisturbed), "other completions were trained"
+    assert digest_of(ours) == digest_of(undisturbed), "the weights are not those of a calm run"
+
+
+def test_a_run_whose_every_part_dies_once_ends_with_the_undisturbed_runs_weights(
+    undisturbed: Path, tiny: Path, tmp_path: Path
+):
+    run = Live(tmp_path, tiny, "hurt")
+    run.until_step(1)
+
+    run.hold("sampler.decode")
+    sampler = run.pid("sampler-1")
+    run.until_held("sampler.decode", sampler)
+    os.kill(sampler, signal.SIGKILL)
+    run.hold("reward.before_return")  # a run of seconds would end before it is back
+    run.let_go("sampler.decode")
+    run.until_replaced(1)
+    run.let_go("reward.before_return")
+
+    run.hold("learner.backward")
+    rank = run.pid("learner-1")
+    run.until_held("learner.backward", rank)
+    os.kill(rank, signal.SIGKILL)
+    run.let_go("learner.backward")
+    run.until_replaced(2)
+
+    run.hold("push.before_switch")
+    frozen = run.pid("sampler-0")
+    run.until_held("push.before_switch", frozen)
+    os.kill(frozen, signal.SIGSTOP)
+    run.hold("reward.before_return")
+    run.let_go("push.before_switch")
+    run.until_replaced(3)
+    run.let_go("reward.before_return")
+
+    done = run.steps_done
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.communicate()
+    wait_until(lambda: processes_of(run.folder) == [], 15, "no process left behind the driver")
+    run.again()
+    output = run.end()
+    assert f"resumed at step {done}" in output or f"resumed at step {done + 1}" in output
+
+    check_record(run.folder, 8)
+    found = [(loss["who"], loss["outcome"]) for loss in run.losses()]
+    assert found == [
+        ("sampler/1", "replaced"),
+        ("learner/1", "replaced"),
+        ("sampler/0", "replaced"),
+    ]
+    assert "no sign of life for 15 s" in run.losses()[2]["why"]
+    check_equal(run.folder, undisturbed)
