@@ -220,11 +220,11 @@ class LearnerActor:
     def score(self, token_ids: list[int]) -> list[float]:
         return self._learner.score(token_ids)
 
-    def save(self, folder: str) -> None:
-        self._learner.save(folder)
+    def save(self, folder: str) -> str:
+        return self._learner.save(folder)
 
-    def load(self, folder: str, version: int) -> None:
-        self._learner.load(folder, version)
+    def load(self, folder: str, version: int) -> str:
+        return self._learner.load(folder, version)
 
     @ray.method(concurrency_group="watch")
     def progress(self) -> tuple[int, int]:

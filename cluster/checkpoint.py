@@ -111,13 +111,15 @@ def read(folder: Path) -> Checkpoint:
     return Checkpoint(folder, manifest["step"], window, manifest["state"])
 
 
-def prune(root: Path, *, keep: int, scores: dict[int, float]) -> None:
-    """Delete all but the `keep` newest and the one with the best score."""
+def prune(root: Path, *, keep: int, keep_every: int, scores: dict[int, float]) -> None:
+    """Delete all but the `keep` newest, those of steps that `keep_every` divides, and the one with
+    the best score."""
     folders = sorted(root.glob("[0-9]*"))
     scored = [folder for folder in folders if int(folder.name) in scores]
     best = max(scored, key=lambda folder: scores[int(folder.name)], default=None)
     for folder in folders[:-keep]:
-        if folder != best:
+        spared = keep_every and int(folder.name) % keep_every == 0
+        if folder != best and not spared:
             shutil.rmtree(folder)
 
 

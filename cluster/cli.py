@@ -1,4 +1,4 @@
-"""`python -m cluster train | plan | eval | export | data | doctor | options`."""
+"""`python -m cluster train | plan | eval | export | data | ledger | doctor | options`."""
 
 import re
 import sys
@@ -35,6 +35,11 @@ python -m cluster export CHECKPOINT FOLDER [--dtype bfloat16] [--shard-size 5GB]
 python -m cluster data check FILE [RECIPE.yaml] [a.b=1]
 python -m cluster data preview FILE [RECIPE.yaml] [--row N] [a.b=1]
     a dataset's layout, lengths, special tokens and answers; one row as the model will see it
+python -m cluster ledger show RUN
+python -m cluster ledger verify RUN
+python -m cluster ledger diff RUN RUN
+python -m cluster ledger rescore RUN [a.b=1]
+    what a run trained on; whether the record holds; where two runs part; the verifiers again
 python -m cluster doctor [RECIPE.yaml]
     versions, and which sandbox for programs this machine gives, and why
 python -m cluster options [WORD]
@@ -193,6 +198,27 @@ def data(argv: Sequence[str]) -> int:
     return 0
 
 
+def ledger(argv: Sequence[str]) -> int:
+    arguments = parse(argv, switches=set(), with_value=set())
+    verb, *folders = [*arguments.words, ""]
+    runs = [Path(folder) for folder in folders if folder]
+    if verb not in ("show", "verify", "diff", "rescore") or len(runs) != 1 + (verb == "diff"):
+        raise ValueError(
+            "ledger needs a verb and a run folder: ledger show RUN, ledger verify RUN, "
+            "ledger rescore RUN [a.b=1], ledger diff RUN RUN"
+        )
+    from cluster import audit
+
+    if verb == "show":
+        audit.show(runs[0])
+        return 0
+    if verb == "verify":
+        return audit.verify(runs[0])
+    if verb == "diff":
+        return audit.diff(runs[0], runs[1])
+    return audit.rescore(runs[0], arguments.overrides)
+
+
 def doctor(argv: Sequence[str]) -> int:
     arguments = parse(argv, switches=set(), with_value=set())
     from cluster.doctor import examine
@@ -214,6 +240,7 @@ COMMANDS = {
     "eval": evaluate,
     "export": export,
     "data": data,
+    "ledger": ledger,
     "doctor": doctor,
     "options": options,
 }
@@ -240,5 +267,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Stopped as stop:
-        print(f"stopped by {stop}; the same command goes on from the last checkpoint", flush=True)
+        print(f"stopped by {stop}; the same command goes on from the last step", flush=True)
         return stop.exit_code

@@ -132,6 +132,13 @@ class CheckpointConfig(BaseModel):
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept. The one with the best evaluation is kept besides."""
 
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints of steps that this divides are never deleted. 0: none are spared."""
+
+    grace: float = Field(default=20.0, ge=0)
+    """Seconds for a last checkpoint when SIGTERM or Ctrl-C ends the run. Without one nothing is
+    lost either: what was trained since the one before is replayed from the recorded tables."""
+
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the run folder's newest complete checkpoint; `never` refuses a run folder
     that is already in use."""

@@ -14,7 +14,7 @@ from cluster import scoring
 from cluster.config import RunConfig, load
 from cluster.inputs import load_tokenizer
 from rewards import Attempt, Score
-from rewards.config import VerifierConfig
+from rewards.config import RewardConfig
 from rewards.scorer import Scorer
 from rollout import Prompt
 from rollout.prompts import PromptStream
@@ -72,7 +72,7 @@ def preview(file: Path, recipes: Sequence[str], overrides: Sequence[str], row: i
     if prompt.extra:
         print(f"columns for reward functions: {', '.join(sorted(prompt.task().extra))}")
     print("scored samples:")
-    samples = [prompt.answer, "I do not know."] if _functions(config) else []
+    samples = [prompt.answer, "I do not know."] if functions_only(config).verifiers else []
     scores = _score(config, [prompt], samples)[0] if samples else []
     for text, score in zip(samples, scores, strict=True):
         shown = f"{score.reward:g}" if score.reward is not None else "none"
@@ -176,7 +176,7 @@ def _warnings(
 def _self_check(config: RunConfig, prompts: list[Prompt]) -> list[str]:
     """Score the reference answers as if they were completions: whatever is unscorable now will be
     unscorable in training."""
-    asked = _functions(config)
+    asked = functions_only(config).verifiers
     for name in config.rewards.verifiers:
         if name not in asked:
             print(f"verifier {name} is a service: it is not asked here")
@@ -194,17 +194,18 @@ def _self_check(config: RunConfig, prompts: list[Prompt]) -> list[str]:
     return [f"{len(failed)} of {len(scores)} rows are unscorable; {failed[0][0]}: {failed[0][1]}"]
 
 
-def _functions(config: RunConfig) -> dict[str, VerifierConfig]:
+def functions_only(config: RunConfig) -> RewardConfig:
+    """Without the services."""
     services = scoring.services_of(config.rewards)
-    return {n: v for n, v in config.rewards.verifiers.items() if n not in services}
+    functions = {n: v for n, v in config.rewards.verifiers.items() if n not in services}
+    return config.rewards.model_copy(update={"verifiers": functions})
 
 
 def _score(
     config: RunConfig, prompts: list[Prompt], texts: Sequence[str] | None
 ) -> list[list[Score]]:
     """Scores of the texts (the prompt's own answer by default) under each prompt."""
-    functions = config.rewards.model_copy(update={"verifiers": _functions(config)})
-    scorer = Scorer(functions, config.sampler.sampling.max_tokens)
+    scorer = Scorer(functions_only(config), config.sampler.sampling.max_tokens)
     try:
         return [
             scorer.score(

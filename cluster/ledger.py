@@ -94,8 +94,11 @@ class Ledger:
         """Write-ahead: the step's table is on disk before the learner sees it."""
         if self._records:
             path = table_path(self._rollouts, step)
-            write_table(table, path)
-            self._digest = digest(path)
+            try:
+                write_table(table, path)
+                self._digest = digest(path)
+            except OSError as error:
+                raise self._cannot(step, path, error) from error
 
     def commit(self, step: int, groups: list[ScoredGroup], window: WindowState) -> None:
         """The optimizer step that made version `step` trained these groups. Raises RuntimeError
@@ -115,10 +118,21 @@ class Ledger:
             table=self._digest,
             window=window,
         )
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(commit.line())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(commit.line())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._cannot(step, self._path, error) from error
+
+    @staticmethod
+    def _cannot(step: int, path: Path, error: OSError) -> RuntimeError:
+        return RuntimeError(
+            f"step {step}: {path} cannot be written ({error.strerror}), and nothing is trained "
+            "that is not on disk: make room there, and the same command goes on from step "
+            f"{step - 1}"
+        )
 
     def _commits(self) -> list[Commit]:
         return read_ledger(self._folder)[0]

@@ -3,7 +3,8 @@
 When a sampler dies, any of the groups that it was sampling may be the reason. They are begun
 again, one after another: the next when the one before has ended, or has been under way for
 `SUSPECT_SECONDS`. If a sampler dies under the one that is on trial, that was its second, and it
-goes to `poison.arrow`; whatever else that sampler had goes on trial in its turn.
+goes to `poison.arrow`; whatever else that sampler had goes on trial in its turn. One that was
+acquitted before its sampler died is tried again to its end: what kills late costs a third.
 """
 
 import asyncio
@@ -38,13 +39,13 @@ class Trials:
         try:
             return await call()
         except Lost:
-            pass
+            seconds: float | None = SUSPECT_SECONDS
         while True:
             async with self._one:
                 await self._ready()
                 trial = asyncio.ensure_future(call())
                 try:
-                    await asyncio.wait([trial], timeout=SUSPECT_SECONDS)
+                    await asyncio.wait([trial], timeout=seconds)
                     if trial.done():
                         return trial.result()
                 except Lost as lost:
@@ -55,7 +56,7 @@ class Trials:
             try:
                 return await trial  # others may follow
             except Lost:
-                continue
+                seconds = None
 
 
 POISON = pa.schema(

@@ -34,7 +34,8 @@ def explain(error: BaseException, who: str) -> Failure:
     if isinstance(error, RayTaskError):
         cause = error.cause
         kind = ValueError if isinstance(cause, ValueError) else RuntimeError
-        return kind(f"{who}: {cause if isinstance(cause, (ValueError, RuntimeError)) else error}")
+        told = isinstance(cause, (ValueError, RuntimeError, OSError))
+        return kind(f"{who}: {cause if told else error}")
     return RuntimeError(f"{who}: {type(error).__name__}: {error}")
 
 

@@ -1,14 +1,13 @@
 """Run: everything that one training run holds, from bring-up to tear-down.
 
-The loop (`cluster/loop.py`) calls `take`, `update`, `publish`, `evaluate`, `save` on it and knows
-nothing of actors.
+The loop (`cluster/loop.py`) calls `take`, `update`, `publish`, `milestones` on it and knows nothing
+of actors; `cluster/supervise.py` replaces those that die.
 """
 
 import asyncio
 import contextlib
 import functools
 import gc
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +15,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
-from cluster import checkpoint
+from cluster import checkpoint, saving
 from cluster.checkpoint import Checkpoint
 from cluster.config import RunConfig
 from cluster.device import Device
@@ -111,6 +110,8 @@ class Run:
         self.trained_groups = 0
         self.trained_completions = 0
         self.resumed_from = 0
+        self.updating = False
+        """The learner's weights are of no step."""
 
     async def start(self) -> None:
         with self.timed("start"):
@@ -163,7 +164,8 @@ class Run:
         self._recall(step)
         redone = self.ledger.rewind(step)
         if step or redone:
-            replayed = f", {len(rebuilt.replayed)} of them replayed" * bool(rebuilt.replayed)
+            replayed = f", the last {len(rebuilt.replayed)} steps replayed"
+            replayed *= bool(rebuilt.replayed)
             again = f", {redone} steps behind it are trained again" * bool(redone)
             self.progress.line(
                 f"resumed at step {step}: {self.trained_groups} groups trained{replayed}, "
@@ -265,10 +267,12 @@ class Run:
         bound = self.config.schedule.max_staleness if self.inputs.prompts is not None else None
         try:
             reference = ray.put(table)
+            self.updating = True
             with self.timed("update"):
                 reports = await self.supervisor.with_learner(
                     lambda: self.learners.all("update", reference, bound)
                 )
+            self.updating = False
         finally:
             watching.cancel()
         self.supervisor.version = reports[0].version
@@ -347,6 +351,9 @@ class Run:
         if last or (every and step % every == 0):
             await self.save(step, state)
 
+    async def save(self, step: int, window: WindowState) -> None:
+        await saving.save(self, step, window)
+
     async def _evaluate(self, step: int) -> None:
         if self.inputs.prompts is None:  # nobody samples between evaluations
             await self.supervisor.with_learner(lambda: self.publisher.publish(step))
@@ -375,39 +382,6 @@ class Run:
             f"step {step}/{self.config.steps} · held out: {parts}"
             f" · length {metrics['eval/length']:.1f}"
         )
-
-    async def save(self, step: int, window: WindowState) -> None:
-        """Write a checkpoint. Without room for one, training goes on with the last good one."""
-        self.progress.phase = "save"
-        needed, free = checkpoint.room(self.checkpoints)
-        if needed > free:
-            self.progress.line(
-                f"step {step}: no checkpoint, it needs {needed / 2**20:.0f} MiB and "
-                f"{self.checkpoints} has {free / 2**20:.0f} MiB free"
-            )
-            return
-        state = {"seconds": dict(self.seconds), "inputs": self.inputs.fingerprint}
-
-        async def write() -> None:
-            folder = checkpoint.temporary(self.checkpoints, step)
-            try:
-                await self.learners.all("save", str(folder))
-                await asyncio.to_thread(
-                    checkpoint.commit, folder, step=step, window=window, state=state
-                )
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-
-        with self.timed("save"):
-            await self.supervisor.with_learner(write)
-        checkpoint.prune(
-            self.checkpoints,
-            keep=self.config.checkpoint.keep,
-            scores={s: m[f"eval/{self.headline}"] for s, m in self.evaluations.items()},
-        )
-        if not self.config.logging.keep_rollouts:
-            self.ledger.forget(min(int(f.name) for f in self.checkpoints.glob("[0-9]*")))
 
     @property
     def best(self) -> int | None:

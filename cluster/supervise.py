@@ -251,7 +251,12 @@ class Supervisor:
         if saved is not None:
             step = saved.step
             self._progress.phase = "restoring"
-            await learners.all("load", str(saved.folder), step)
+            for digest in await learners.all("load", str(saved.folder), step):
+                if digest != saved.state["weights"]:
+                    raise RuntimeError(
+                        f"{saved.folder} was loaded as weights {digest[:12]}, saved were "
+                        f"{saved.state['weights'][:12]}"
+                    )
         commits = self._ledger.replayable(step)
         for number, commit in enumerate(commits, start=1):
             self._progress.phase = f"replaying {number}/{len(commits)}"

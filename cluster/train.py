@@ -32,6 +32,7 @@ from cluster.placement import Shape
 from cluster.progress import Progress
 from cluster.report import result_of, show
 from cluster.run import Run
+from cluster.saving import save_at_stop
 
 JOB_FOLDER = "runtime_resources"
 """Part of the path of the folder that Ray unpacks a submitted job into, and deletes with it."""
@@ -161,7 +162,10 @@ async def _body(run: Run) -> None:
                 watching = group.create_task(run.supervisor.watch())
                 await loop.train(run)
                 watching.cancel()
-        except* RuntimeError:
+        except asyncio.CancelledError:
+            await save_at_stop(run)
+            raise
+        except BaseException:
             run.supervisor.save_stacks()
             raise
 

@@ -376,9 +376,9 @@ class Learner:
 
     # -- disk -------------------------------------------------------------------------------------
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: str) -> str:
         """Write the training state (every rank its shards) and, from rank 0, the model as a
-        Hugging Face checkpoint under `model/`."""
+        Hugging Face checkpoint under `model/`. The digest of the weights."""
         path, first = Path(folder), self._placement.rank == 0
         self._engine.save(path)
         faults.point("checkpoint.after_shard")
@@ -389,6 +389,7 @@ class Learner:
         if first:
             (path / STATE).write_text(json.dumps(self._steering.state()), encoding="utf-8")
         self.export(f"{folder}/model")
+        return self._source.digest()
 
     def export(self, folder: str) -> None:
         first = self._placement.rank == 0
@@ -396,8 +397,8 @@ class Learner:
         if first:
             export(state, self._model_path, Path(folder))
 
-    def load(self, folder: str, version: int) -> None:
-        """Continue from a saved training state."""
+    def load(self, folder: str, version: int) -> str:
+        """Continue from a saved training state. The digest of the weights."""
         path = Path(folder)
         self._engine.load(path)
         if self._critic is not None:
@@ -406,6 +407,7 @@ class Learner:
             self._reference.load(path, self._placement.dtype)
         self._steering.restore(json.loads((path / STATE).read_text(encoding="utf-8")))
         self.version = version
+        return self._source.digest()
 
     def close(self) -> None:
         if self._sender is not None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from learner.adapter import deltas, plain_name
@@ -75,6 +76,15 @@ class ZeroSource:
 
             with deepspeed.zero.GatheredParameters([mine], modifier_rank=0):
                 mine.data.copy_(tensor)
+
+    def digest(self) -> str:
+        """Of all weights, names and shapes. A collective under ZeRO-3."""
+        found = blake3()
+        for name, tensor in self:
+            found.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            found.update(flat.view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
     def full_state(self, *, keep: bool) -> dict[str, Tensor]:
         """All tensors on the CPU where `keep`, nothing elsewhere. A collective under ZeRO-3."""

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -201,3 +202,142 @@ def test_a_run_whose_every_part_dies_once_ends_with_the_undisturbed_runs_weights
     ]
     assert "no sign of life for 15 s" in run.losses()[2]["why"]
     check_equal(run.folder, undisturbed)
+
+
+# -- one fault at a time: `make test-slow` ---------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"]
+)
+@pytest.mark.parametrize(
+    "point", ["sampler.decode", "push.before_switch", "push.before_finish", "idle"]
+)
+def test_a_sampler_that_is_lost_is_replaced(
+    point: str, signal_number: int, undisturbed: Path, tiny: Path, tmp_path: Path
+):
+    run = Live(tmp_path, tiny, "one")
+    run.until_step(1)
+    run.hold("reward.before_return")
+    if point == "idle":  # all groups are sampled, none is scored
+        run.until(lambda: bool(run.held("reward.before_return")), "groups at the scorer")
+        victim = run.pid("sampler-1")
+    else:
+        run.hold(point)
+        victim = run.pid("sampler-1")
+        run.let_go("reward.before_return")
+        run.until_held(point, victim)
+        run.hold("reward.before_return")
+    os.kill(victim, signal_number)
+    begun = time.monotonic()
+    if point != "idle":
+        run.let_go(point)
+    run.until_replaced(1)
+    print(f"{point}: back after {time.monotonic() - begun:.0f} s")
+    run.let_go("reward.before_return")
+    run.end()
+    check_record(run.folder, 8)
+    assert [(loss["who"], loss["outcome"]) for loss in run.losses()] == [("sampler/1", "replaced")]
+    check_equal(run.folder, undisturbed)
+
+
+@pytest.fixture(scope="module")
+def calm_by_stage(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    folders = {}
+    for stage in (1, 2, 3):
+        options = {"learner.zero.stage": str(stage)}
+        run = Live(tmp_path_factory.mktemp("stage"), tiny, f"calm{stage}", **options)
+        run.end()
+        folders[stage] = run.folder
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("point", "rank", "signal_number"),
+    [
+        ("learner.forward", 0, signal.SIGKILL),
+        ("learner.backward", 1, signal.SIGSTOP),
+        ("learner.optimizer", 1, signal.SIGKILL),
+        ("learner.gather", 0, signal.SIGKILL),
+        ("checkpoint.after_shard", 1, signal.SIGKILL),
+    ],
+)
+def test_a_learner_rank_that_is_lost_brings_its_group_back(
+    point: str,
+    rank: int,
+    signal_number: int,
+    stage: int,
+    calm_by_stage: dict[int, Path],
+    tiny: Path,
+    tmp_path: Path,
+):
+    run = Live(tmp_path, tiny, "one", **{"learner.zero.stage": str(stage)})
+    run.until_step(1)
+    run.hold(point)
+    victim = run.pid(f"learner-{rank}")
+    run.until_held(point, victim)
+    os.kill(victim, signal_number)
+    begun = time.monotonic()
+    run.let_go(point)
+    run.until_replaced(1)
+    print(f"ZeRO {stage}, {point}: back after {time.monotonic() - begun:.0f} s")
+    run.end()
+    check_record(run.folder, 8)
+    found = [(loss["who"], loss["outcome"]) for loss in run.losses()]
+    assert found == [(f"learner/{rank}", "replaced")]
+    check_equal(run.folder, calm_by_stage[stage])
+
+
+@pytest.mark.slow
+def test_a_run_that_lost_all_samplers_gets_new_ones_or_says_that_it_cannot(
+    undisturbed: Path, tiny: Path, tmp_path: Path
+):
+    run = Live(tmp_path, tiny, "all", **{"cluster.sampler_restarts": "2"})
+    run.until_step(1)
+    run.hold("sampler.decode")
+    victims = {run.pid(f"sampler-{index}") for index in (0, 1)}
+    run.until(lambda: victims <= run.held("sampler.decode"), "both sampling")
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    run.let_go("sampler.decode")
+    run.until_replaced(2)
+    done = run.steps_done
+    run.until_step(done + 1)
+    run.hold("sampler.decode")
+    victims = {run.pid(f"sampler-{index}") for index in (0, 1)}
+    run.until(lambda: victims <= run.held("sampler.decode"), "both sampling again")
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    run.let_go("sampler.decode")
+    output = run.end(expect=1)
+    assert "no sampler is left, and cluster.sampler_restarts=2 are used up" in output
+    wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
+    run.again()
+    run.end()
+    check_record(run.folder, 8)
+    check_equal(run.folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_an_asynchronous_run_whose_parts_die_keeps_its_bound_and_its_prompts(
+    tiny: Path, tmp_path: Path
+):
+    run = Live(tmp_path, tiny, "async", **{"schedule.max_staleness": "2", "steps": "30"})
+    for step, who in ((1, "sampler-0"), (6, "learner-0"), (12, "sampler-1"), (18, "learner-1")):
+        run.until_step(step)
+        count = len(run.losses())
+        os.kill(run.pid(who), signal.SIGKILL)
+        run.hold("reward.before_return")
+        run.until_replaced(count + 1)
+        run.let_go("reward.before_return")
+    run.until_step(24)
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.communicate()
+    wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
+    run.again()
+    run.end()
+    check_record(run.folder, 30, bound=2)
+    assert len(run.losses()) == 4
