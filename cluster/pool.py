@@ -47,6 +47,8 @@ async def ask_all(members: Sequence[tuple[str, Any]], *, what: str, seconds: flo
     Raises Lost for it; else RuntimeError (ValueError when the actor raised one) naming the actor;
     on the deadline, naming all that have not answered.
     """
+    if not members:
+        return []
     tasks = {asyncio.ensure_future(answer(ref)): name for name, ref in members}
     done, waiting = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
     try:

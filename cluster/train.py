@@ -33,6 +33,7 @@ from cluster.progress import Progress
 from cluster.report import result_of, show
 from cluster.run import Run
 from cluster.saving import save_at_stop
+from cluster.sweep import sweep
 
 JOB_FOLDER = "runtime_resources"
 """Part of the path of the folder that Ray unpacks a submitted job into, and deletes with it."""
@@ -200,7 +201,13 @@ def claimed(config: RunConfig, *, fresh: bool = False) -> Iterator[None]:
         print(f"moved the earlier {folder} to {aside}")
     with _locked(folder):
         _check_same_run(config, folder)
-        yield
+        left = sweep(folder)  # whoever has the lock has no processes yet
+        if left:
+            print(f"ended {left} processes that an earlier run in {folder} left behind")
+        try:
+            yield
+        finally:
+            sweep(folder)  # Ray's own end does not reach those that are frozen
 
 
 @contextlib.contextmanager

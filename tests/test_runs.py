@@ -153,14 +153,15 @@ def test_a_signal_ends_everything(signal_number: int, tiny: Path, tmp_path: Path
     arguments = small_recipe(tmp_path, tiny, name="stopped", steps="10000")
     folder = tmp_path / "outputs" / "stopped"
     process = start("train", *arguments)
-    wait_until(lambda: (folder / "rollouts" / "000001.arrow").exists(), 200, "step 1")
+    ledger = folder / "ledger.jsonl"
+    wait_until(lambda: ledger.exists() and len(jsonl(ledger)) >= 3, 200, "step 3")
     assert processes_of(folder), "the mark is missing: this test would prove nothing"
     process.send_signal(signal_number)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 128 + signal_number, output[-3000:]
     assert "goes on from the last step" in output
     wait_until(lambda: processes_of(folder) == [], 15, "no process left")
-    done = len(jsonl(folder / "ledger.jsonl"))
+    done = len(jsonl(ledger))
     saved = [int(path.name) for path in (folder / "checkpoints").iterdir()]
     assert max(saved) >= done - 2, "the learner's state is of much earlier"
     assert f"{done} steps" in cohort("ledger", "verify", str(folder))
