@@ -60,7 +60,7 @@ def commit(folder: Path, *, step: int, window: WindowState, state: dict[str, Any
         "files": files,
     }
     path = folder / MANIFEST
-    path.write_text(json.dumps(manifest, indent=1))
+    path.write_text(json.dumps({"sum": _sum(manifest), **manifest}, indent=1))
     for file in [*(folder / name for name in files), path, folder]:
         _flush(file)
     faults.point("checkpoint.before_rename")
@@ -86,7 +86,7 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
 def newest_state(root: Path) -> dict[str, Any]:
     """What the newest checkpoint's manifest remembers, unverified; empty when there is none."""
     for folder in sorted(root.glob("[0-9]*"), reverse=True):
-        with contextlib.suppress(OSError, json.JSONDecodeError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError):
             return json.loads((folder / MANIFEST).read_text())["state"]
     return {}
 
@@ -97,8 +97,10 @@ def read(folder: Path) -> Checkpoint:
         manifest = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is not a checkpoint: it has no {MANIFEST}") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{folder}/{MANIFEST} is damaged: {error}") from error
+    if not isinstance(manifest, dict) or manifest.pop("sum", "") != _sum(manifest):
+        raise ValueError(f"{folder}/{MANIFEST} is damaged: it does not match its checksum")
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -138,6 +140,10 @@ def weights_digest(checkpoint: Checkpoint) -> str:
     """One digest over the exported weights; equal for bitwise equal weights."""
     files = sorted(checkpoint.model.glob("*.safetensors"))
     return hashlib.sha256("".join(_digest(file) for file in files).encode()).hexdigest()
+
+
+def _sum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -304,7 +304,7 @@ class RunConfig(BaseModel):
     def deciding(self) -> dict[str, Any]:
         """What decides the numbers: all fields but those that may change between a run and its
         continuation. Resuming with others is refused."""
-        exact = ("output_dir", "name", "steps", "prepare")
+        exact = ("output_dir", "name", "steps", "prepare", "sampler.max_replicas")
         branches = ("checkpoint.", "logging.", "cluster.", "eval.")
         deciding = {
             key: value

@@ -148,6 +148,10 @@ class Fleet:
         await self._ready([(f"sampler/{index}", start)])
         return member
 
+    def has_room_for_a_sampler(self) -> bool:
+        share = self._device.share * self._config.sampler.tensor_parallel
+        return ray.available_resources().get(self._device.resource, 0) >= share
+
     async def connect(self, samplers: Sequence[Member]) -> None:
         """The learner's next weights are for these samplers."""
         if not self.learners.members or not samplers:

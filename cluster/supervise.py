@@ -12,7 +12,6 @@ know of more than deaths.
 import asyncio
 import contextlib
 import faulthandler
-import functools
 import os
 import signal
 import time
@@ -36,6 +35,8 @@ from cluster.progress import Progress
 from cluster.publish import Publisher
 
 BEAT_SECONDS = 2.0
+GROW_SECONDS = 5.0
+"""Between two looks for room"""
 T = TypeVar("T")
 
 
@@ -64,6 +65,7 @@ class Supervisor:
         progress: Progress,
     ) -> None:
         self._config = config.cluster
+        self._most_samplers = config.sampler.max_replicas
         self._fleet = fleet
         self._publisher = publisher
         self._ledger = ledger
@@ -89,6 +91,8 @@ class Supervisor:
         """Until cancelled. Raises RuntimeError when too much was lost to go on."""
         async with asyncio.TaskGroup() as self._tasks:
             self._fleet.samplers.lost = self._sampler_lost
+            if self._fleet.samplers.members:
+                self._tasks.create_task(self._grow())
             while True:
                 await asyncio.sleep(BEAT_SECONDS)
                 fleet = self._fleet
@@ -125,6 +129,28 @@ class Supervisor:
 
     # -- samplers ---------------------------------------------------------------------------------
 
+    async def _grow(self) -> None:
+        """Samplers beyond the first, while the cluster has room for them."""
+        samplers, most = self._fleet.samplers, self._most_samplers
+        while len(samplers.members) < most:
+            await asyncio.sleep(GROW_SECONDS)
+            if self._coming or not self._fleet.has_room_for_a_sampler():
+                continue
+            index, started = len(samplers.members), time.monotonic()
+            try:
+                await self._bring(index)
+            except (Lost, RuntimeError) as error:
+                self._progress.line(f"sampler/{index} did not join: {error}")
+                return
+            seconds = time.monotonic() - started
+            self._progress.line(f"sampler/{index} joined after {seconds:.0f} s")
+
+    async def _bring(self, index: int) -> None:
+        """A new sampler, to work. Raises Lost when it dies on the way."""
+        newcomer = await self._fleet.start_sampler(index)
+        await self._restored.wait()
+        await self.with_learner(lambda: self._admit(newcomer))
+
     def _sampler_lost(self, index: int, why: str) -> None:
         self._coming += 1
         self._tasks.create_task(self._replace(index, why))
@@ -139,30 +165,31 @@ class Supervisor:
             raise
 
     async def _bring_back(self, index: int, who: str, why: str, started: float) -> None:
+        outcome = "not replaced"
         while self.sampler_restarts < self._config.sampler_restarts:
             self.sampler_restarts += 1
             self._progress.line(f"{who} is lost ({why}); a new one takes its place")
             try:
-                newcomer = await self._fleet.start_sampler(index)
-                await self._restored.wait()
-                await self.with_learner(functools.partial(self._admit, newcomer))
+                await self._bring(index)
             except Lost as lost:
                 self._record(who, why, "replaced, lost again", started)
                 why, started = str(lost), time.monotonic()
                 continue
+            except RuntimeError as error:  # the others go on
+                outcome = f"not replaced: {error}"
+                break
             self._coming -= 1
             self._record(who, why, "replaced", started)
-            self._progress.line(
-                f"{who} is back after {time.monotonic() - started:.0f} s with version "
-                f"{self.version}"
-            )
+            seconds = time.monotonic() - started
+            self._progress.line(f"{who} is back after {seconds:.0f} s at version {self.version}")
             return
         self._coming -= 1
-        self._record(who, why, "not replaced", started)
+        self._record(who, why, outcome, started)
+        self._progress.line(f"{who} is lost ({why}) and {outcome}")
         if not self._fleet.samplers.live and not self._coming:
             raise RuntimeError(
-                f"no sampler is left, and cluster.sampler_restarts="
-                f"{self._config.sampler_restarts} are used up; the last to go: {who} ({why})"
+                f"no sampler is left ({self.sampler_restarts} of cluster.sampler_restarts="
+                f"{self._config.sampler_restarts} used); the last to go: {who} ({why}), {outcome}"
             )
 
     async def _admit(self, newcomer: Member) -> None:

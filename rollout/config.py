@@ -87,6 +87,10 @@ class SamplerConfig(BaseModel):
     replicas: int = Field(default=1, ge=1)
     """vLLM engines, each in an actor of its own."""
 
+    max_replicas: int = Field(default=0, ge=0)
+    """Where this is more than `replicas`, samplers join a run under way, up to as many, as soon as
+    the Ray cluster has room for them."""
+
     tensor_parallel: int = Field(default=1, ge=1)
     """Devices per engine."""
 

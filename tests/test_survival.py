@@ -313,7 +313,7 @@ def test_a_run_that_lost_all_samplers_gets_new_ones_or_says_that_it_cannot(
         os.kill(pid, signal.SIGKILL)
     run.let_go("sampler.decode")
     output = run.end(expect=1)
-    assert "no sampler is left, and cluster.sampler_restarts=2 are used up" in output
+    assert "no sampler is left (2 of cluster.sampler_restarts=2 used)" in output
     wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
     run.again()
     run.end()
@@ -341,3 +341,149 @@ def test_an_asynchronous_run_whose_parts_die_keeps_its_bound_and_its_prompts(
     run.end()
     check_record(run.folder, 30, bound=2)
     assert len(run.losses()) == 4
+
+
+@pytest.mark.slow
+def test_a_sampler_joins_a_run_under_way(undisturbed: Path, tiny: Path, tmp_path: Path):
+    one = {"sampler.replicas": "1", "sampler.max_replicas": "2"}
+    run = Live(tmp_path, tiny, "grows", **one)
+    run.until_step(1)
+    run.hold("reward.before_return")
+    run.until(lambda: any((run.folder / "stacks").glob("sampler-1.*")), "a second sampler")
+    newcomer = run.pid("sampler-1")
+    run.hold("sampler.decode")
+    run.let_go("reward.before_return")
+    run.until_held("sampler.decode", newcomer)
+    run.let_go("sampler.decode")
+    assert "sampler/1 joined after" in run.end()
+    check_record(run.folder, 8)
+    assert run.losses() == []
+    check_equal(run.folder, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "point",
+    [
+        "sampler.decode",
+        "reward.before_return",
+        "learner.backward",
+        "push.before_switch",
+        "checkpoint.after_shard",
+    ],
+)
+def test_a_preempted_run_ends_within_its_grace_and_goes_on(
+    point: str, undisturbed: Path, tiny: Path, tmp_path: Path
+):
+    run = Live(tmp_path, tiny, "preempted", **{"checkpoint.grace": "8"})
+    run.until_step(3)
+    run.hold(point)
+    run.until(lambda: bool(run.held(point)), f"somebody at {point}")
+    done, begun = run.steps_done, time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    run.end(expect=143, seconds=30)
+    print(f"{point}: ended {time.monotonic() - begun:.1f} s after SIGTERM")
+    wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
+    saved = [int(path.name) for path in (run.folder / "checkpoints").glob("[0-9]*")]
+    between_updates = point not in ("learner.backward", "checkpoint.after_shard")
+    assert (max(saved) == done) or not between_updates, "no checkpoint of the last step"
+    run.let_go(point)
+    run.again()
+    assert f"resumed at step {done}" in run.end()
+    check_record(run.folder, 8)
+    check_equal(run.folder, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A folder on a disk of 6 MiB, and how to make it larger. Skips where nothing may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs here")
+
+    def grow() -> None:
+        subprocess.run(["mount", "-o", "remount,size=256m", str(folder)], check=True)
+
+    yield folder, grow
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_costs_checkpoints_and_nothing_else(
+    small_disk, undisturbed: Path, tiny: Path
+):
+    folder, grow = small_disk
+    run = Live(folder, tiny, "full", **{"logging.tensorboard": "false"})
+    run.until(lambda: len(run.losses()) >= 1, "a save that fails with a rank in it")
+    grow()
+    output = run.end()
+    assert "no checkpoint, training goes on: " in output and "No space left on device" in output
+    assert {loss["who"] for loss in run.losses()} == {"learner"}
+    check_record(run.folder, 8)
+    check_equal(run.folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_full_disk_for_tables_ends_the_run_and_room_lets_it_go_on(
+    small_disk, undisturbed: Path, tiny: Path
+):
+    folder, grow = small_disk
+    options = {"logging.tensorboard": "false", "checkpoint.every": "0"}
+    run = Live(folder, tiny, "tables", **options)
+    run.until_step(2)
+    filler = folder / "filler"
+    with pytest.raises(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    output = run.end(expect=1)
+    assert "cannot be written (No space left on device)" in output, output[-2000:]
+    assert "make room there" in output
+    grow()
+    run.again()
+    run.end()
+    check_record(run.folder, 8)
+    check_equal(run.folder, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["killed", "frozen"])
+def test_a_scorer_that_is_lost_costs_nothing(
+    fault: str, undisturbed: Path, tiny: Path, tmp_path: Path
+):
+    run = Live(tmp_path, tiny, "scorer")
+    run.until_step(1)
+    run.hold("reward.before_return")
+    victim = run.pid("scorer-0")
+    run.until_held("reward.before_return", victim)
+    os.kill(victim, signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
+    run.let_go("reward.before_return")
+    assert "scorer/0 is lost" in run.end()
+    check_record(run.folder, 8)
+    check_equal(run.folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_of_other_settings_is_refused_with_the_difference(tiny: Path, tmp_path: Path):
+    run = Live(tmp_path, tiny, "changed")
+    run.until_step(3)
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.communicate()
+    plain = list(run.arguments)
+    changes = {
+        "sampler.group_size=8": "sampler.group_size: 4 there, 8 here",
+        "learner.ranks=1": "learner.ranks: 2 there, 1 here",
+        "learner.zero.stage=3": "learner.zero.stage",
+        "schedule.max_staleness=1": "schedule.max_staleness: 0 there, 1 here",
+        "seed=9": "seed",
+    }
+    for change, said in changes.items():
+        run.arguments = [*plain, change]
+        run.output = ""
+        run.again()
+        assert said in run.end(expect=2), change
+    run.arguments, run.output = [*plain, "steps=9"], ""
+    run.again()
+    assert "resumed at step" in run.end()
+    check_record(run.folder, 9)
