@@ -220,8 +220,8 @@ class LearnerActor:
     def score(self, token_ids: list[int]) -> list[float]:
         return self._learner.score(token_ids)
 
-    def save(self, folder: str) -> str:
-        return self._learner.save(folder)
+    def save(self, folder: str, version: int) -> str:
+        return self._learner.save(folder, version)
 
     def load(self, folder: str, version: int) -> str:
         return self._learner.load(folder, version)

@@ -3,7 +3,7 @@ whether it holds."""
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,26 @@ from cluster import checkpoint
 from cluster.config import RunConfig, load
 from cluster.dataset import functions_only
 from cluster.ledger import Commit, conserved, digest, read_ledger, table_path
+from rewards import Score
 from rewards.scorer import Scorer
 from rollout.schema import read_table, to_groups
 from rollout.types import NO_POLICY
 
-LEARNED_FROM = ["group_id", "sample_id", "prompt_ids", "completion_ids", "trainable", "reward"]
+LEARNED_FROM = [
+    "group_id",
+    "sample_id",
+    "round",
+    "prompt_ids",
+    "completion_ids",
+    "trainable",
+    "behaviour_logprobs",
+    "policy_versions",
+    "finish_reason",
+    "reward",
+    "step_rewards",
+    "greedy_reward",
+]
+"""Columns that the learner reads."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,10 @@ class Recorded:
     commits: list[Commit]
     wrong: str
     """With the first line of the ledger that is damaged; empty when none is."""
+
+    @property
+    def last(self) -> int:
+        return self.commits[-1].step if self.commits else 0
 
     @classmethod
     def of(cls, folder: Path) -> "Recorded":
@@ -105,12 +124,21 @@ def _faults(run: Recorded) -> Iterator[str]:
             checkpoint.read(saved)
         except ValueError as error:
             yield str(error)
+        if int(saved.name) > run.last:
+            yield f"{saved} is of a step that the ledger does not have"
+    for path in sorted((run.folder / "rollouts").glob("[0-9]*.arrow")):
+        if int(path.stem) > run.last + 1:  # the next one may have been on its way to the learner
+            yield f"{path} is of a step that the ledger does not have"
 
 
 def _table_faults(run: Recorded, commit: Commit) -> Iterator[str]:
     path = run.path(commit.step)
     if not path.is_file():
-        if run.config.logging.keep_rollouts:
+        # Where tables are not kept, those up to a checkpoint are gone.
+        saved = [int(folder.name) for folder in (run.folder / "checkpoints").glob("[0-9]*")]
+        earlier = [each for each in run.commits if each.step < commit.step]
+        hole = any(run.path(each.step).is_file() for each in earlier)
+        if hole or run.config.logging.keep_rollouts or commit.step > max(saved, default=0):
             yield f"step {commit.step}: {path} is missing"
         return
     if digest(path) != commit.table:
@@ -120,12 +148,16 @@ def _table_faults(run: Recorded, commit: Commit) -> Iterator[str]:
     if list(dict.fromkeys(table["group_id"].to_pylist())) != commit.tickets:
         yield f"step {commit.step}: {path} holds other groups than the ledger names"
     bound = run.config.schedule.max_staleness
-    if any(age > bound for age in _ages(table, commit.step)):
+    ages = list(_ages(table, commit.step))
+    if max(ages, default=0) > bound:
         yield f"step {commit.step}: a token is older than schedule.max_staleness={bound}"
+    if min(ages, default=0) < 0:
+        yield f"step {commit.step}: a token is of a version that was not there yet"
 
 
 def diff(one: Path, other: Path) -> int:
     """Where two runs part: the first step that learned from something else. The exit code."""
+    unseen = 0
     runs = [Recorded.of(folder) for folder in (one, other)]
     for ours, theirs in zip(*(run.commits for run in runs), strict=False):
         step = ours.step
@@ -133,7 +165,7 @@ def diff(one: Path, other: Path) -> int:
             print(f"step {step}: other prompts")
             return 1
         if not all(run.path(step).is_file() for run in runs):
-            print(f"step {step}: the same prompts; a table is missing, so not compared further")
+            unseen += 1
             continue
         tables = [read_table(run.path(step)) for run in runs]
         changed = [name for name in LEARNED_FROM if not tables[0][name].equals(tables[1][name])]
@@ -142,13 +174,17 @@ def diff(one: Path, other: Path) -> int:
             return 1
     counts = [len(run.commits) for run in runs]
     print(f"the same in all of the first {min(counts)} steps; {counts[0]} and {counts[1]} in all")
-    return 0 if counts[0] == counts[1] else 1
+    if unseen:
+        print(f"of {unseen} steps only the prompts were compared: a table is missing")
+    return 0 if counts[0] == counts[1] and not unseen else 1
 
 
 def rescore(folder: Path, overrides: Sequence[str]) -> int:
-    """Run the verifiers again over what is recorded; where rewards come out otherwise. The exit
-    code. Services are not asked."""
+    """Run the verifiers again over what is recorded; where a part of a reward comes out otherwise.
+    The exit code. Services are not asked."""
     run = Recorded.of(folder)
+    if run.config.is_supervised:
+        raise ValueError(f"{folder}: demonstrations are not scored")
     changed = load([str(folder / "config.json")], overrides, key="config").config
     rewards = functions_only(changed)
     if not rewards.verifiers:
@@ -164,16 +200,19 @@ def rescore(folder: Path, overrides: Sequence[str]) -> int:
                 fresh = scorer.score(scored.group.prompt.task(), attempts)
                 for number, (was, now) in enumerate(zip(scored.scores, fresh, strict=True)):
                     total += 1
-                    if _rounded(was.reward) != _rounded(now.reward):
-                        different += 1
-                        if different <= 10:
-                            name = f"step {commit.step}, {scored.group.prompt.id}, sample {number}"
-                            print(f"{name}: {was.reward} was trained, now {now.reward} {now.note}")
+                    before, after = (_parts(each, rewards.verifiers) for each in (was, now))
+                    if before == after:
+                        continue
+                    different += 1
+                    if different <= 10:
+                        name = f"step {commit.step}, {scored.group.prompt.id}, sample {number}"
+                        print(f"{name}: {before} was trained, now {after} {now.note}")
     finally:
         scorer.close()
-    print(f"{total} completions, {different} with another reward")
+    print(f"{total} completions, {different} scored otherwise")
     return 1 if different else 0
 
 
-def _rounded(reward: float | None) -> Any:
-    return None if reward is None else round(reward, 6)
+def _parts(score: Score, verifiers: Iterable[str]) -> dict[str, Any]:
+    """What these verifiers said."""
+    return {v: round(score.parts[v], 6) for v in verifiers if v in score.parts}

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.files import free_name
 from cluster.window import WindowState
 from rewards import faults
 
@@ -100,7 +101,10 @@ def read(folder: Path) -> Checkpoint:
     except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{folder}/{MANIFEST} is damaged: {error}") from error
     if not isinstance(manifest, dict) or manifest.pop("sum", "") != _sum(manifest):
-        raise ValueError(f"{folder}/{MANIFEST} is damaged: it does not match its checksum")
+        raise ValueError(
+            f"{folder}/{MANIFEST} does not match its checksum: it is damaged, or an earlier "
+            "version of this program wrote it"
+        )
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -123,6 +127,13 @@ def prune(root: Path, *, keep: int, keep_every: int, scores: dict[int, float]) -
         spared = keep_every and int(folder.name) % keep_every == 0
         if folder != best and not spared:
             shutil.rmtree(folder)
+
+
+def put_aside(root: Path, step: int) -> None:
+    """Those of later steps than a run goes on from: damaged, or of what is trained anew."""
+    for folder in root.glob("[0-9]*"):
+        if int(folder.name) > step:
+            folder.rename(free_name(folder.with_name(f"superseded-{folder.name}")))
 
 
 def room(root: Path) -> tuple[int, int]:

@@ -63,17 +63,18 @@ def conserved(trained: int, window: WindowState) -> bool:
 
 
 def read_ledger(folder: Path) -> tuple[list[Commit], str]:
-    """The commits of a run folder up to the first damaged line, and what is wrong with that one."""
+    """The commits of a run folder whose lines are whole, and what is wrong with the first that is
+    not."""
     path = folder / LEDGER
-    if not path.exists():
-        return [], ""
     commits: list[Commit] = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    wrong = ""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, start=1):
         try:
-            commits.append(Commit.parse(line))
+            commits.append(Commit.parse(line.decode()))
         except (ValueError, KeyError, TypeError) as error:
-            return commits, f"{path}, line {len(commits) + 1}: {error}"
-    return commits, ""
+            wrong = wrong or f"{path}, line {number}: {error}"
+    return commits, wrong
 
 
 class Ledger:
@@ -86,7 +87,8 @@ class Ledger:
         self._records = records
         self._digest = ""
         whole_lines(self._path)  # a line without its end committed nothing
-        self._trained = sum(len(commit.tickets) for commit in self._commits())
+        self._trained = 0
+        self.last: Commit | None = None
         if records:
             self._rollouts.mkdir(parents=True, exist_ok=True)
 
@@ -118,6 +120,7 @@ class Ledger:
             table=self._digest,
             window=window,
         )
+        self.last = commit
         try:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(commit.line())
@@ -154,18 +157,22 @@ class Ledger:
     def table(self, step: int) -> pa.Table:
         return read_table(table_path(self._rollouts, step))
 
-    def rewind(self, step: int) -> int:
-        """Put aside what came after `step`, lines and tables; how many steps that were."""
+    def rewind(self, step: int, window: WindowState) -> int:
+        """Put aside what came after `step`, lines and tables; how many steps that were. `window` is
+        what the run goes on with."""
         commits = self._commits()
         kept = [commit for commit in commits if commit.step <= step]
         whole = "".join(commit.line() for commit in kept)
-        if self._path.exists() and self._path.read_text(encoding="utf-8") != whole:
+        if self._path.exists() and self._path.read_bytes() != whole.encode():
             shutil.copy2(self._path, free_name(self._path))
             replace_text(self._path, whole)
         for path in list(self._recorded()):  # a replay must not mix what was trained with the rest
             if int(path.stem) > step:
                 path.rename(free_name(path.with_suffix(".arrow.superseded")))
-        self._trained = sum(len(commit.tickets) for commit in kept)
+        # Not by the lines: one that was damaged trained its groups all the same.
+        left = len(window.pending) + window.discarded + window.dropped
+        self._trained = window.next_ticket - left
+        self.last = kept[-1] if kept else None
         return len(commits) - len(kept)
 
     def forget(self, step: int) -> None:

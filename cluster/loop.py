@@ -24,9 +24,10 @@ async def train(run: Run) -> None:
     for the samplers to hold the new weights; unblocks admission by releasing slots."""
     step = await run.restore()
     await run.publish(step)
-    if step >= run.config.steps:
-        return
     async with asyncio.TaskGroup() as background:
+        if step >= run.config.steps:  # its last evaluation or checkpoint may be what is missing
+            await run.milestones(step, background)
+            return
         await run.begin_evaluation(step, background)
         admission = background.create_task(admit(run))  # its crash cancels this block
         while step < run.config.steps:
@@ -38,6 +39,7 @@ async def train(run: Run) -> None:
             metrics |= await run.update(table)
             run.ledger.commit(step + 1, groups, run.window.state())
             step += 1
+            run.committed(step, metrics)
             metrics |= await run.publish(step, len(groups), background)
             run.log(step, metrics)
             await run.milestones(step, background)

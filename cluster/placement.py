@@ -77,10 +77,11 @@ class Fleet:
         seconds = config.cluster.step_timeout
         self.learners = Pool("learner", [], seconds=seconds)
         self.samplers = Pool("sampler", [], seconds=seconds)
-        self.scorers = Pool("scorer", [], seconds=seconds, lost=self._replace_scorer, tries=2)
+        self.scorers = Pool("scorer", [], seconds=seconds, lost=self.replace_scorer, tries=2)
         self._service_configs = services_of(config.rewards)
         self.services = {name: Pool(name, [], seconds=seconds) for name in self._service_configs}
         self._endpoint: Endpoint
+        self._connected: list[Member] = []
 
     async def start(self) -> None:
         """Until every actor is ready and the learner has shaken hands with the samplers. Raises
@@ -114,6 +115,7 @@ class Fleet:
         if not count:
             return
         self.learners.kill()
+        self._connected = []
         self.learners.adopt([self._learner(rank) for rank in range(count)])
         [(host, port)] = await self._ready(
             [("learner/0", self.learners.members[0].address.remote(config.cluster.port))]
@@ -145,7 +147,11 @@ class Fleet:
         """A new one in the place of a lost one, or behind the last. It serves nobody yet."""
         member = self.samplers.place(index, self._sampler(index))
         start = member[1].start.remote(*self._sampler_arguments())
-        await self._ready([(f"sampler/{index}", start)])
+        try:
+            await self._ready([(f"sampler/{index}", start)])
+        except BaseException:
+            ray.kill(member[1])
+            raise
         return member
 
     def has_room_for_a_sampler(self) -> bool:
@@ -154,6 +160,7 @@ class Fleet:
 
     async def connect(self, samplers: Sequence[Member]) -> None:
         """The learner's next weights are for these samplers."""
+        self._connected = []
         if not self.learners.members or not samplers:
             return
         workers = len(samplers) * self._config.sampler.tensor_parallel
@@ -163,6 +170,12 @@ class Fleet:
             {f"sampler/{index}": actor for index, actor in samplers},
             self._config.cluster.step_timeout,
         )
+        self._connected = list(samplers)
+
+    async def connect_all(self) -> None:
+        """The same for all that serve, unless they are those already."""
+        if self._connected != self.samplers.live:
+            await self.connect(self.samplers.live)
 
     async def _ready(self, calls: list[tuple[str, Any]]) -> list[Any]:
         return await ask_all(calls, what="starting", seconds=self._config.cluster.start_timeout)
@@ -216,8 +229,9 @@ class Fleet:
 
         return make
 
-    def _replace_scorer(self, index: int, why: str) -> None:
+    def replace_scorer(self, index: int, why: str) -> None:
         self._progress.line(f"scorer/{index} is lost ({why}); a new one takes its place")
+        ray.kill(self.scorers.members[index])
         member = self.scorers.place(index, self._scorer(index))
         member[1].start.remote(self._config.rewards)
         self.scorers.put(member)

@@ -8,8 +8,11 @@ import asyncio
 import contextlib
 import functools
 import gc
+import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -20,24 +23,24 @@ from cluster.checkpoint import Checkpoint
 from cluster.config import RunConfig
 from cluster.device import Device
 from cluster.evaluate import MixedVersions, evaluate
-from cluster.files import add_line, read_lines
+from cluster.files import add_line, free_name, read_lines, replace_text
 from cluster.inputs import Inputs
 from cluster.ledger import Ledger
 from cluster.lengths import Lengths
-from cluster.metrics import MetricsWriter, read_metrics
+from cluster.metrics import MetricsWriter, describe, read_metrics, staleness
 from cluster.placement import Fleet, Shape
-from cluster.poison import Trials, put_aside
+from cluster.poison import Poisoned, Trials, put_aside
 from cluster.pool import answer
 from cluster.progress import Progress
 from cluster.publish import Publisher
 from cluster.scoring import Scoring
-from cluster.supervise import Supervisor
+from cluster.supervise import Rebuilt, Supervisor
 from cluster.window import Window, WindowState
 from learner.algorithms import build
 from rewards import Score
 from rollout import Completion, Group, Prompt, ScoredGroup
 from rollout.config import SamplingConfig
-from rollout.schema import to_table
+from rollout.schema import to_groups, to_table
 from rollout.steps import step_tokens
 from rollout.types import Steps
 
@@ -112,6 +115,9 @@ class Run:
         self.resumed_from = 0
         self.updating = False
         """The learner's weights are of no step."""
+        self.too_little = 0
+        """Bytes free when a checkpoint did not fit, and one more."""
+        self._unlogged: tuple[int, dict[str, float]] | None = None
 
     async def start(self) -> None:
         with self.timed("start"):
@@ -152,17 +158,20 @@ class Run:
 
     async def restore(self) -> int:
         """Bring the learner to where the run was, if it was anywhere; the step to go on from."""
+        self._recall()
         with self.timed("restore"):
-            rebuilt = await self.supervisor.with_learner(self.supervisor.rebuild)
+            rebuilt = await self.supervisor.restore(self._evaluate_on_the_way)
         saved, step = rebuilt.checkpoint, rebuilt.version
         window = WindowState((), 0)
         if saved is not None:
             self.seconds = {**saved.state["seconds"], "start": self.seconds["start"]}
             window = saved.window
         if rebuilt.replayed:
-            window = rebuilt.replayed[-1].window
-        self._recall(step)
-        redone = self.ledger.rewind(step)
+            window = rebuilt.replayed[-1][0].window
+        redone = self.ledger.rewind(step, window)
+        checkpoint.put_aside(self.checkpoints, step)
+        self._forget_evaluations_after(step)
+        self._count(rebuilt)
         if step or redone:
             replayed = f", the last {len(rebuilt.replayed)} steps replayed"
             replayed *= bool(rebuilt.replayed)
@@ -185,17 +194,44 @@ class Run:
         self.progress.begin(step, self.config.steps)
         return step
 
-    def _recall(self, step: int) -> None:
-        """What was done up to this step, by the run's own records."""
-        self.trained_groups = step * self.config.schedule.groups_per_step
-        rows = [row for row in read_metrics(self.folder) if row["step"] <= step]
-        groups = {row["step"]: row["rollout/group_size"] for row in rows if "learner/loss" in row}
-        per_step = self.config.schedule.groups_per_step
-        self.trained_completions = round(sum(groups.values()) * per_step)
+    def _recall(self) -> None:
+        """The evaluations that were done."""
         for line in read_lines(self.folder / EVALUATIONS):
-            if line["step"] <= step:
-                self.evaluations[line["step"]] = line["metrics"]
-                self.examples[line["step"]] = line["example"]
+            self.evaluations[line["step"]] = line["metrics"]
+            self.examples[line["step"]] = line["example"]
+
+    async def _evaluate_on_the_way(self, step: int) -> None:
+        """The evaluation of a version that the run came by before, where it was under way when the
+        run ended."""
+        if self._is_due(step):
+            await self._publish(step)
+            await self._evaluate(step)
+
+    def _forget_evaluations_after(self, step: int) -> None:
+        path, lines = self.folder / EVALUATIONS, read_lines(self.folder / EVALUATIONS)
+        kept = [line for line in lines if line["step"] <= step]
+        if len(kept) < len(lines):
+            shutil.copy2(path, free_name(path))
+            replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        for later in [each for each in self.evaluations if each > step]:
+            del self.evaluations[later], self.examples[later]
+
+    def _count(self, rebuilt: Rebuilt) -> None:
+        """What was trained so far. Steps that were committed and not logged are logged now."""
+        per_step = self.config.schedule.groups_per_step
+        self.trained_groups = rebuilt.version * per_step
+        logged = {row["step"] for row in read_metrics(self.folder) if "learner/loss" in row}
+        for commit, learned in rebuilt.replayed:
+            if commit.step not in logged:
+                groups = to_groups(self.ledger.table(commit.step))
+                aged = staleness(groups, commit.step - 1)
+                self.metrics.write(commit.step, describe(groups) | aged | learned)
+        sizes = {
+            row["step"]: row["rollout/group_size"]
+            for row in read_metrics(self.folder)
+            if "learner/loss" in row and row["step"] <= rebuilt.version
+        }
+        self.trained_completions = round(sum(sizes.values()) * per_step)
 
     async def generate(
         self, prompt: Prompt, sampling: SamplingConfig, seeds: list[int], load: float = 1.0
@@ -231,16 +267,17 @@ class Run:
         """In parts, of which the learner looks at one while the next is waited for. A look that
         fails ends the waiting."""
         groups: list[ScoredGroup] = []
+        generation = self.supervisor.generation
         async with asyncio.TaskGroup() as looks:
             for size in part_sizes(count, self.config.schedule.parts):
                 groups += await self.window.take(size)
                 if size < count:
-                    looks.create_task(self._look(groups[-size:]))
+                    looks.create_task(self._look(groups[-size:], generation))
         return groups
 
-    async def _look(self, groups: list[ScoredGroup]) -> None:
+    async def _look(self, groups: list[ScoredGroup], generation: int) -> None:
         table = self.table(groups, step=self.supervisor.version + 1)
-        reference, generation = ray.put(table), self.supervisor.generation
+        reference = ray.put(table)
 
         async def look() -> None:
             if self.supervisor.generation == generation:  # else what it saw of this step is lost
@@ -301,10 +338,27 @@ class Run:
         self.progress.phase = "publish"
         with self.timed("publish"):
             return await self.supervisor.with_learner(
-                lambda: self.publisher.publish(version, release, background)
+                lambda: self._publish(version, release, background)
             )
 
+    async def _publish(self, version: int, *given: Any) -> dict[str, float]:
+        """To all samplers that there are now."""
+        await self.publisher.ended()
+        await self.fleet.connect_all()
+        return await self.publisher.publish(version, *given)
+
+    def committed(self, step: int, metrics: dict[str, float]) -> None:
+        """What is known of the step before its weights are published."""
+        self._unlogged = step, metrics
+
+    def log_what_is_left(self) -> None:
+        """A row for a step that was committed, when the run ends before it is logged."""
+        if self._unlogged is not None:
+            self.metrics.write(*self._unlogged)
+        self._unlogged = None
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
+        self._unlogged = None
         metrics |= {f"time/{phase}": seconds for phase, seconds in self._lap.items()}
         self._lap = {}
         self.metrics.write(step, metrics)
@@ -327,11 +381,17 @@ class Run:
         samplers answer both, and only the next publish waits for it. A supervised run waits here:
         it publishes for its evaluations only, and the weights must not move before; so does
         the last step, whose checkpoint is to know of it."""
-        due = step % self.config.eval.every == 0 or step == self.config.steps
-        if due and self.inputs.held_out and step not in self.evaluations:
+        if self._is_due(step):
+            if self.inputs.prompts is None:  # nobody samples between evaluations
+                await self.supervisor.with_learner(lambda: self._publish(step))
             self._evaluation = background.create_task(self._evaluate(step))
             if self.inputs.prompts is None or step == self.config.steps:
                 await self.evaluated()
+
+    def _is_due(self, step: int) -> bool:
+        """For an evaluation."""
+        due = step % self.config.eval.every == 0 or step == self.config.steps
+        return due and bool(self.inputs.held_out) and step not in self.evaluations
 
     async def evaluated(self) -> None:
         """The evaluation under way, if any, is done."""
@@ -344,21 +404,20 @@ class Run:
         """Evaluation and checkpoint, where this step is due for one."""
         last = step == self.config.steps
         every = self.config.checkpoint.every
-        state = self.window.state()  # of this moment: prompts enter meanwhile
         await self.begin_evaluation(step, background)
         if last:  # the last checkpoint is of weights that were found right
             await self.publisher.ended()
-        if last or (every and step % every == 0):
-            await self.save(step, state)
+            saved = self.last_checkpoint()
+            last = saved is None or saved.step < step
+        if last or (every and step % every == 0 and step < self.config.steps):
+            await self.save(step)
 
-    async def save(self, step: int, window: WindowState) -> None:
-        await saving.save(self, step, window)
+    async def save(self, step: int) -> None:
+        await saving.save(self, step)
 
     async def _evaluate(self, step: int) -> None:
-        if self.inputs.prompts is None:  # nobody samples between evaluations
-            await self.supervisor.with_learner(lambda: self.publisher.publish(step))
         await self.publisher.ended()
-        replaced = self.supervisor.sampler_restarts
+        admissions = self.supervisor.admissions
         try:
             metrics, example = await evaluate(
                 self.config,
@@ -368,9 +427,12 @@ class Run:
                 version=step,
             )
         except MixedVersions:
-            if self.supervisor.sampler_restarts == replaced:
+            if self.supervisor.admissions == admissions:
                 raise
-            self.progress.line(f"step {step}: no evaluation, its samplers were replaced meanwhile")
+            self.progress.line(f"step {step}: no evaluation, samplers came to it meanwhile")
+            return
+        except Poisoned as error:
+            self.progress.line(f"step {step}: no evaluation: {error}")
             return
         self.evaluations[step], self.examples[step] = metrics, example
         add_line(self.folder / EVALUATIONS, {"step": step, "metrics": metrics, "example": example})

@@ -33,10 +33,9 @@ from cluster.placement import Fleet
 from cluster.pool import Member, Pool, answer, is_death
 from cluster.progress import Progress
 from cluster.publish import Publisher
+from cluster.sweep import processes_of
 
 BEAT_SECONDS = 2.0
-GROW_SECONDS = 5.0
-"""Between two looks for room"""
 T = TypeVar("T")
 
 
@@ -45,7 +44,8 @@ class Rebuilt:
     """What a learner group was made from."""
 
     checkpoint: Checkpoint | None
-    replayed: list[Commit]
+    replayed: list[tuple[Commit, dict[str, float]]]
+    """With the metrics of the update"""
 
     @property
     def version(self) -> int:
@@ -85,73 +85,105 @@ class Supervisor:
         """Of the learner's weights."""
         self.generation = 0
         """Learner groups before this one."""
+        self._spared = 0
+        """Of those, the ones that ended although nobody died."""
+        self._passing: Callable[[int], Awaitable[None]] | None = None
+        """While the run is restored: what is done at each version that the learner comes by."""
         self.sampler_restarts = 0
+        self.admissions = 0
+        """Of samplers that were not there from the start."""
+        self._newcomers: list[Member] = []
 
     async def watch(self) -> None:
         """Until cancelled. Raises RuntimeError when too much was lost to go on."""
         async with asyncio.TaskGroup() as self._tasks:
             self._fleet.samplers.lost = self._sampler_lost
-            if self._fleet.samplers.members:
-                self._tasks.create_task(self._grow())
+            self._fleet.scorers.lost = self._scorer_lost
             while True:
                 await asyncio.sleep(BEAT_SECONDS)
                 fleet = self._fleet
                 pools = [fleet.samplers, fleet.scorers]
                 pools += [] if self._starting else [fleet.learners]
                 members = [(pool, member) for pool in pools for member in pool.live]
-                await asyncio.gather(*(self._beat(*each) for each in members))
+                members += [(fleet.samplers, newcomer) for newcomer in self._newcomers]
+                well = await asyncio.gather(*(self._beat(*each) for each in members))
+                if all(well) and self._has_room():
+                    self._tasks.create_task(self._join(len(fleet.samplers.members)))
+                    await asyncio.sleep(0)
 
-    async def _beat(self, pool: Pool, member: Member) -> None:
+    async def _beat(self, pool: Pool, member: Member) -> bool:
+        """Whether it is well."""
         (index, actor), generation = member, self.generation
         why = await self._illness(actor)
-        if not why or member not in pool.live:
-            return
+        if not why:
+            return True
+        if member in self._newcomers:  # whoever brings it hears of its death
+            ray.kill(actor)
+            return False
+        if member not in pool.live:
+            return False
         self._frozen.setdefault(f"{pool.name}/{index}", why)
         ray.kill(actor)
         if pool is self._fleet.learners:
             self._tasks.create_task(self._learner_lost(generation, f"learner/{index}", why))
         else:
             pool.drop(member, why)
+        return False
 
     async def _illness(self, actor: ActorHandle) -> str:
         """Why this actor is of no use any more; empty for one that is well."""
         patience = self._config.heartbeat_timeout
-        try:
-            async with asyncio.timeout(patience):
-                silence: float = await answer(actor.beat.remote())
-        except TimeoutError:
+        call = asyncio.ensure_future(answer(actor.beat.remote()))
+        # The second wait is for an answer that is there, and was not heard: this process was busy.
+        await asyncio.wait([call], timeout=patience)
+        await asyncio.wait([call], timeout=0.1)
+        if not call.done():
+            call.cancel()
             return f"no sign of life for {patience:g} s"
+        try:
+            silence: float = call.result()
         except Exception as error:  # whatever Ray makes of it
             return str(error).strip().splitlines()[0] if is_death(error) else ""
-        if silence > self._config.step_timeout:
+        if silence > 0.9 * self._config.step_timeout:  # before those who wait for it give up
             return f"its engine has done nothing for {silence:.0f} s"
         return ""
 
     # -- samplers ---------------------------------------------------------------------------------
 
-    async def _grow(self) -> None:
-        """Samplers beyond the first, while the cluster has room for them."""
-        samplers, most = self._fleet.samplers, self._most_samplers
-        while len(samplers.members) < most:
-            await asyncio.sleep(GROW_SECONDS)
-            if self._coming or not self._fleet.has_room_for_a_sampler():
-                continue
-            index, started = len(samplers.members), time.monotonic()
-            try:
-                await self._bring(index)
-            except (Lost, RuntimeError) as error:
-                self._progress.line(f"sampler/{index} did not join: {error}")
-                return
-            seconds = time.monotonic() - started
-            self._progress.line(f"sampler/{index} joined after {seconds:.0f} s")
+    def _has_room(self) -> bool:
+        """For another sampler, and nobody who is to come back needs it."""
+        wanted = 0 < len(self._fleet.samplers.members) < self._most_samplers
+        busy = self._coming or self._learner.locked()
+        return wanted and not busy and self._fleet.has_room_for_a_sampler()
+
+    async def _join(self, index: int) -> None:
+        started = time.monotonic()
+        self._coming += 1
+        try:
+            await self._bring(index)
+        except RuntimeError as error:  # the run goes on as it was
+            self._most_samplers = 0
+            self._progress.line(f"sampler/{index} did not join: {error}")
+            return
+        finally:
+            self._coming -= 1
+        self._progress.line(f"sampler/{index} joined after {time.monotonic() - started:.0f} s")
 
     async def _bring(self, index: int) -> None:
         """A new sampler, to work. Raises Lost when it dies on the way."""
         newcomer = await self._fleet.start_sampler(index)
-        await self._restored.wait()
-        await self.with_learner(lambda: self._admit(newcomer))
+        self._newcomers.append(newcomer)
+        try:
+            await self._restored.wait()
+            await self.with_learner(lambda: self._admit(newcomer))
+        except BaseException:
+            ray.kill(newcomer[1])
+            raise
+        finally:
+            self._newcomers.remove(newcomer)
 
     def _sampler_lost(self, index: int, why: str) -> None:
+        ray.kill(self._fleet.samplers.members[index])  # where only its engine is dead
         self._coming += 1
         self._tasks.create_task(self._replace(index, why))
 
@@ -194,14 +226,20 @@ class Supervisor:
 
     async def _admit(self, newcomer: Member) -> None:
         """To those who serve. The learner's hands are free."""
-        samplers = self._fleet.samplers
         await self._publisher.ended()
-        await self._fleet.connect([newcomer])
         try:
+            await self._fleet.connect([newcomer])
             await self._publisher.admit(newcomer, self.version)
-            samplers.put(newcomer)
+            self._fleet.samplers.put(newcomer)
+            self.admissions += 1
         finally:
-            await self._fleet.connect(samplers.live)
+            await self._fleet.connect_all()
+
+    def _scorer_lost(self, index: int, why: str) -> None:
+        who = f"scorer/{index}"
+        why = self._frozen.pop(who, why)
+        self._fleet.replace_scorer(index, why)
+        self._record(who, why, "replaced", time.monotonic())
 
     # -- the learner ------------------------------------------------------------------------------
 
@@ -225,13 +263,14 @@ class Supervisor:
 
     async def restart_learner(self, why: str) -> None:
         """After a failure that leaves ranks in a collective. Within `with_learner`."""
+        self._spared += 1  # nobody died
         await self._restart_learner("learner", why)
 
-    async def _restart_learner(self, who: str, why: str) -> None:
+    async def _restart_learner(self, who: str, why: str) -> Rebuilt:
         while True:
             why, started = self._frozen.pop(who, why), time.monotonic()
             self.generation += 1
-            if self.generation > self._config.learner_restarts:
+            if self.generation - self._spared > self._config.learner_restarts:
                 self._record(who, why, "not replaced", started)
                 raise RuntimeError(
                     f"{why}; cluster.learner_restarts={self._config.learner_restarts} are used "
@@ -242,18 +281,18 @@ class Supervisor:
                 self._starting = True
                 await self._fleet.start_learners()
                 self._starting = False
-                rebuilt = await self.rebuild()
+                if not self._publisher.stages:  # they are in the middle of what their learner began
+                    for member in self._fleet.samplers.live:
+                        self._fleet.samplers.drop(member, f"{who} died")
+                await self._publisher.ended()
+                await self._fleet.connect_all()
+                rebuilt = await self._rebuild()
                 if self._restored.is_set() and rebuilt.version != self.version:
                     raise RuntimeError(
                         f"the learner was lost at step {self.version} ({why}), and checkpoints and "
                         f"recorded tables in {self._folder} bring it back to step "
                         f"{rebuilt.version} only: start the run again to go on from there"
                     )
-                if not self._publisher.stages:  # they are in the middle of what their learner began
-                    for member in self._fleet.samplers.live:
-                        ray.kill(member[1])
-                        self._fleet.samplers.drop(member, f"{who} died")
-                await self._fleet.connect(self._fleet.samplers.live)
             except Lost as lost:
                 if not lost.who.startswith("learner/"):
                     raise
@@ -265,13 +304,29 @@ class Supervisor:
                 f"the learner is back at step {self.version} after "
                 f"{time.monotonic() - started:.0f} s, {len(rebuilt.replayed)} steps replayed"
             )
-            return
+            return rebuilt
 
-    async def rebuild(self) -> Rebuilt:
+    async def restore(self, passing: Callable[[int], Awaitable[None]]) -> Rebuilt:
+        """Bring the learner to where the run was; `passing` is awaited at each version but the last
+        that it comes by."""
+        async with self._learner:
+            self._passing = passing
+            try:
+                return await self._rebuild()
+            except Lost as lost:
+                if not lost.who.startswith("learner/"):
+                    raise
+                return await self._restart_learner(lost.who, str(lost))
+            finally:
+                self._passing = None
+
+    async def _rebuild(self) -> Rebuilt:
         """Load the newest whole checkpoint into a fresh learner group, and replay what was trained
         behind it."""
         learners = self._fleet.learners
-        saved, passed_over = checkpoint.newest(self._folder / "checkpoints")
+        saved, passed_over = await asyncio.to_thread(
+            checkpoint.newest, self._folder / "checkpoints"
+        )
         for line in passed_over:
             self._progress.line(f"passed over: {line}")
         step = 0
@@ -285,10 +340,17 @@ class Supervisor:
                         f"{saved.state['weights'][:12]}"
                     )
         commits = self._ledger.replayable(step)
+        replayed: list[tuple[Commit, dict[str, float]]] = []
         for number, commit in enumerate(commits, start=1):
+            if self._passing is not None:
+                await self._passing(commit.step - 1)
             self._progress.phase = f"replaying {number}/{len(commits)}"
-            await learners.all("update", ray.put(self._ledger.table(commit.step)), None)
-        return Rebuilt(saved, commits)
+            table = ray.put(self._ledger.table(commit.step))
+            [report, *_] = await learners.all("update", table, None)
+            if report.version != commit.step:
+                raise RuntimeError(f"step {commit.step} was replayed as {report.version}: a bug")
+            replayed.append((commit, report.metrics))
+        return Rebuilt(saved, replayed)
 
     def restored(self, version: int) -> None:
         """The run begins, or goes on, from this version."""
@@ -312,12 +374,12 @@ class Supervisor:
         """What every process of the run on this machine is doing, into `stacks/`."""
         folder = self._folder / "stacks"
         folder.mkdir(exist_ok=True)
+        here = set(processes_of(self._folder))
         for path in folder.glob("*-*.txt"):  # those who know what the signal means
-            pid = path.suffixes[0][1:]
+            pid = int(path.suffixes[0][1:])
             with contextlib.suppress(OSError):
-                # Else another process has its number by now.
-                if Path("/proc", pid).stat().st_ctime <= path.stat().st_mtime:
-                    os.kill(int(pid), signal.SIGUSR1)
+                if pid in here:
+                    os.kill(pid, signal.SIGUSR1)
         with open(folder / "driver.txt", "w", encoding="utf-8") as file:
             faulthandler.dump_traceback(file)
             for task in asyncio.all_tasks():

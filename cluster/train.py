@@ -28,6 +28,7 @@ from cluster.errors import Stopped, first_failure
 from cluster.evaluate import evaluate
 from cluster.files import free_name, write_json
 from cluster.inputs import Inputs
+from cluster.ledger import read_ledger
 from cluster.placement import Shape
 from cluster.progress import Progress
 from cluster.report import result_of, show
@@ -230,6 +231,12 @@ def _locked(folder: Path) -> Iterator[None]:
 def _check_same_run(config: RunConfig, folder: Path) -> None:
     """A folder in which nothing was trained yet may be used by any config."""
     saved = folder / "config.json"
+    commits, wrong = read_ledger(folder)
+    if wrong and not commits:
+        raise ValueError(
+            f"{wrong}; an earlier version of this program may have written it: set another name, "
+            "or start anew with --fresh (the old folder is moved aside)"
+        )
     ours = json.loads(json.dumps(config.deciding()))
     if saved.exists() and (folder / "ledger.jsonl").exists():
         if config.checkpoint.resume == "never":

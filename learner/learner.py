@@ -342,6 +342,7 @@ class Learner:
         """Shake hands with all samplers. Only rank 0 talks to them."""
         if self._sender is not None:
             self._sender.close()
+        self._sender = None  # should there be no other
         self._sender = connect(endpoint, self._source, client, rank=self._placement.rank)
 
     def stage_weights(self) -> tuple[str, float]:
@@ -376,9 +377,12 @@ class Learner:
 
     # -- disk -------------------------------------------------------------------------------------
 
-    def save(self, folder: str) -> str:
+    def save(self, folder: str, version: int) -> str:
         """Write the training state (every rank its shards) and, from rank 0, the model as a
-        Hugging Face checkpoint under `model/`. The digest of the weights."""
+        Hugging Face checkpoint under `model/`. The digest of the weights. Raises RuntimeError when
+        they are not of this version."""
+        if version != self.version:
+            raise RuntimeError(f"version {version} is to be saved, the learner has {self.version}")
         path, first = Path(folder), self._placement.rank == 0
         self._engine.save(path)
         faults.point("checkpoint.after_shard")

@@ -173,8 +173,9 @@ class Sampler:
                     raise EngineDied(f"this sampler's engine died: {self._failure!r}")
                 command(future)
             except BaseException as error:
+                self._must_live(error)
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception((self._failure and EngineDied(repr(error))) or error)
             if self._stopping:
                 return
 
@@ -190,6 +191,13 @@ class Sampler:
     def _do(self, command: Callable[[], Any]) -> Future:
         """Queue a command whose result is the answer."""
         return self._ask(lambda future: future.set_result(command()))
+
+    def _must_live(self, error: BaseException) -> None:
+        """An engine core in a process of its own may die between two steps."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if isinstance(error, EngineDeadError) and self._failure is None:
+            self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
@@ -397,7 +405,8 @@ class Sampler:
         try:
             future.set_result(then())
         except Exception as error:  # it stays paused: what it holds is not known
-            future.set_exception(error)
+            self._must_live(error)
+            future.set_exception((self._failure and EngineDied(repr(error))) or error)
 
     def _abort(self) -> None:
         """End every completion that is under way, and its siblings."""
@@ -464,6 +473,7 @@ class Sampler:
             self._staging.set_result(None)
         except Exception as error:
             self._staging.set_exception(error)
+            self._must_live(error)
         self._staging = None
 
     def update(self, phase: Phase, info: dict[str, Any]) -> Future:

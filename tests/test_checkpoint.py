@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import checkpoint
+from cluster import audit, checkpoint
 from cluster.ledger import Ledger, conserved, read_ledger, table_path
 from cluster.window import WindowState
 
@@ -112,6 +112,7 @@ def trained(folder: Path, steps: int, start: int = 0) -> Ledger:
     from rollout.schema import to_table
 
     ledger = Ledger(folder)
+    ledger.rewind(start, WindowState((), 2 * start))
     for step in range(start + 1, start + steps + 1):
         groups = [group(2 * step - 2, version=step - 1), group(2 * step - 1, version=step - 1)]
         ledger.record(step, to_table(groups, step=step, run="r", temperature=1.0))
@@ -139,12 +140,25 @@ def test_commits_behind_a_checkpoint_are_replayed_up_to_the_first_that_is_damage
     path.write_bytes(content)
     ledger = Ledger(tmp_path)
     assert [c.step for c in ledger.replayable(2)] == [3, 4], "a flipped bit was trained"
-    assert ledger.rewind(4) == 2
+    assert ledger.rewind(4, WindowState((), 8)) == 2
     assert [c.step for c in read_ledger(tmp_path)[0]] == [1, 2, 3, 4]
     assert len(list((tmp_path / "rollouts").glob("*.superseded*"))) == 2
     assert (tmp_path / "ledger.jsonl.1").exists()
     trained(tmp_path, 2, start=4)  # conservation holds behind the seam
     assert [c.step for c in Ledger(tmp_path).replayable(0)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_line_that_is_lost_in_the_middle_raises_no_alarm_behind_a_later_checkpoint(
+    tmp_path: Path,
+):
+    trained(tmp_path, 6)
+    path = tmp_path / "ledger.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"\xff" + lines[2][1:], *lines[3:]]))
+    ledger = Ledger(tmp_path)
+    assert ledger.rewind(6, WindowState((), 12)) == 0
+    assert [c.step for c in read_ledger(tmp_path)[0]] == [1, 2, 4, 5, 6], "whole lines were lost"
+    trained(tmp_path, 1, start=6)
 
 
 @pytest.mark.parametrize("harm", ["flipped", "torn"])
@@ -159,7 +173,7 @@ def test_a_damaged_line_is_told_from_a_whole_one(harm: str, tmp_path: Path):
     path.write_text("".join(lines))
     commits, wrong = read_ledger(tmp_path)
     if harm == "flipped":
-        assert len(commits) == 2 and "line 3: the line does not match its checksum" in wrong
+        assert len(commits) == 3 and "line 3: the line does not match its checksum" in wrong
     assert [c.step for c in Ledger(tmp_path).replayable(0)] == [1, 2, 3][: 2 + (harm == "torn")]
 
 
@@ -168,3 +182,83 @@ def test_tables_that_a_checkpoint_holds_can_be_forgotten(tmp_path: Path):
     ledger.forget(2)
     assert {p.stem for p in (tmp_path / "rollouts").iterdir()} == {"000003", "000004"}
     assert [c.step for c in ledger.replayable(2)] == [3, 4] and ledger.replayable(0) == []
+
+
+# -- `python -m cluster ledger` -------------------------------------------------------------------
+
+
+def recorded(folder: Path, steps: int = 4) -> Path:
+    from cluster.config import RunConfig
+    from cluster.files import write_json
+
+    trained(folder, steps)
+    write_json(folder / "config.json", {"config": RunConfig().model_dump(mode="json")})
+    return folder
+
+
+def verdict(folder: Path, capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    code = audit.verify(folder)
+    return code, capsys.readouterr().out
+
+
+def test_a_sound_record_is_found_sound(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert verdict(recorded(tmp_path), capsys) == (
+        0,
+        "4 steps, 8 groups trained, 4 tables, 0 faults\n",
+    )
+    audit.show(tmp_path)
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_what_is_wrong_with_a_record_is_found(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folders = {n: recorded(tmp_path / n) for n in ("bit", "gone", "line", "cut", "twice", "ahead")}
+    path = table_path(folders["bit"] / "rollouts", 2)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    table_path(folders["gone"] / "rollouts", 3).unlink()
+    for name in ("line", "cut", "twice"):
+        path = folders[name] / "ledger.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        if name == "line":
+            lines[1] = lines[1].replace("step", "stop", 1)
+        elif name == "cut":
+            del lines[1:]
+        else:
+            lines.append(lines[0])
+        path.write_text("".join(lines))
+    write(folders["ahead"] / "checkpoints", 7)
+    said = {
+        "bit": "is not what was trained",
+        "gone": "000003.arrow is missing",
+        "line": "line 2: the line does not match its checksum",
+        "cut": "000003.arrow is of a step that the ledger does not have",
+        "twice": "trained more than once: tickets [0, 1]",
+        "ahead": "000007 is of a step that the ledger does not have",
+    }
+    for name, words in said.items():
+        code, text = verdict(folders[name], capsys)
+        assert code == 1 and words in text, (name, text)
+
+
+def test_two_records_are_compared_to_the_step_where_they_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    from builders import group
+
+    from rollout.schema import to_table
+
+    one, other = recorded(tmp_path / "one"), recorded(tmp_path / "other")
+    assert audit.diff(one, other) == 0
+    groups = [group(4, version=1), group(5, version=2)]
+    table = to_table(groups, step=3, run="r", temperature=1.0)
+    from rollout.schema import write_table
+
+    write_table(table, table_path(other / "rollouts", 3))
+    assert audit.diff(one, other) == 1
+    assert "step 3: the same prompts, but policy_versions differ" in capsys.readouterr().out
+    table_path(other / "rollouts", 3).unlink()
+    assert audit.diff(one, other) == 1
+    assert "of 1 steps only the prompts were compared" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is not a run folder"):
+        audit.show(tmp_path)

@@ -91,7 +91,7 @@ def test_the_same_tables_give_bitwise_the_same_weights(
 
 def save_then_go_on(learner, paths: list[str], folder: str, at: int) -> str:
     train(learner, paths[:at])
-    learner.save(folder)
+    learner.save(folder, learner.version)
     train(learner, paths[at:])
     return digest(learner)
 
@@ -316,7 +316,7 @@ def state_of(metrics: dict[str, float]) -> dict[str, float]:
 
 def save_then_say(learner, paths: list[str], folder: str, at: int) -> list:
     train(learner, paths[:at])
-    learner.save(folder)
+    learner.save(folder, learner.version)
     return [state_of(m) for m in train(learner, paths[at:])]
 
 

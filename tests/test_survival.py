@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from runs import jsonl, metrics, processes_of, small_recipe, start, wait_until
 
+from cluster import audit
 from cluster.ledger import conserved, read_ledger, table_path
 from rollout.schema import read_table
 
@@ -202,6 +203,8 @@ def test_a_run_whose_every_part_dies_once_ends_with_the_undisturbed_runs_weights
     ]
     assert "no sign of life for 15 s" in run.losses()[2]["why"]
     check_equal(run.folder, undisturbed)
+    assert audit.verify(run.folder) == 0 and audit.rescore(run.folder, []) == 0
+    assert audit.diff(run.folder, undisturbed) == 0
 
 
 # -- one fault at a time: `make test-slow` ---------------------------------------------------------
@@ -396,7 +399,7 @@ def test_a_preempted_run_ends_within_its_grace_and_goes_on(
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    """A folder on a disk of 6 MiB, and how to make it larger. Skips where nothing may be mounted."""
+    """A folder on a disk of 6 MiB, and how to make it larger."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
@@ -460,6 +463,7 @@ def test_a_scorer_that_is_lost_costs_nothing(
     os.kill(victim, signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
     run.let_go("reward.before_return")
     assert "scorer/0 is lost" in run.end()
+    assert [(loss["who"], loss["outcome"]) for loss in run.losses()] == [("scorer/0", "replaced")]
     check_record(run.folder, 8)
     check_equal(run.folder, undisturbed)
 

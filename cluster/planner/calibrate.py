@@ -24,7 +24,6 @@ from cluster.planner.simulate import Workload, simulate
 from cluster.progress import Progress
 from cluster.run import Run
 from cluster.train import check_capacity, guarded, ray_session
-from cluster.window import WindowState
 from rollout import ScoredGroup
 from rollout.sampler import sample_seed
 
@@ -87,7 +86,7 @@ def measure(config: RunConfig, model: Model) -> Constants:
 class Unsaved(Run):
     """Its last step leaves no checkpoint: nobody goes on from it."""
 
-    async def save(self, step: int, window: WindowState) -> None: ...
+    async def save(self, step: int) -> None: ...
 
 
 async def _measured(run: Run, model: Model) -> Constants:

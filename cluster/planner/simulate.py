@@ -388,6 +388,8 @@ class VirtualRun:
     async def milestones(self, step: int, background: asyncio.TaskGroup) -> None:
         await asyncio.sleep(self._costs.per_step)
 
+    def committed(self, step: int, metrics: dict[str, float]) -> None: ...
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.ends.append(asyncio.get_running_loop().time())
         self.busy.append((sum(engine.busy for engine in self.engines), self.learned))
