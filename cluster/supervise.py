@@ -299,6 +299,8 @@ class Supervisor:
                 self._record(who, why, "replaced, lost again", started)
                 who, why = lost.who, str(lost)
                 continue
+            for each in [each for each in self._frozen if each.startswith("learner/")]:
+                del self._frozen[each]
             self._record(who, why, "replaced", started)
             self._progress.line(
                 f"the learner is back at step {self.version} after "
@@ -368,7 +370,10 @@ class Supervisor:
             "outcome": outcome,
             "seconds": round(time.monotonic() - started, 3),
         }
-        add_line(self._folder / "faults.jsonl", line)
+        try:
+            add_line(self._folder / "faults.jsonl", line)
+        except OSError as error:
+            self._progress.line(f"not in faults.jsonl ({error.strerror}): {line}")
 
     def save_stacks(self) -> None:
         """What every process of the run on this machine is doing, into `stacks/`."""

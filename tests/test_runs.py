@@ -119,6 +119,7 @@ def test_starting_a_finished_run_again_trains_nothing(finished: tuple[Path, list
     assert (folder / "ledger.jsonl").read_text() == before
 
 
+@pytest.mark.slow  # tests/test_survival.py kills the driver, too
 def test_a_run_killed_behind_a_checkpoint_ends_with_the_undisturbed_runs_weights(
     finished: tuple[Path, list[str], str], tiny: Path, tmp_path: Path
 ):
