@@ -6,13 +6,14 @@ SEED ?= 1
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo study test test-slow lint fix clean
+.PHONY: demo study test test-slow soak lint fix clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [SEED=2]  train a tiny reasoning model with GRPO on this machine's CPU"
 	@echo "make study          GRPO against PPO on this machine: figures and text in docs/study"
 	@echo "make test           lint, types and the fast tests"
+	@echo "make soak           half an hour of a run whose processes die at random [MINUTES=30]"
 	@echo "make test-slow      the proofs that take minutes (docs/contributing.md lists them)"
 
 .venv/installed: requirements-cpu.txt
@@ -32,6 +33,9 @@ test: .venv/installed lint
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow --durations=0 -s
+
+soak: .venv/installed
+	PYTHONPATH=. $(BIN)/python tests/soak.py --minutes $(or $(MINUTES),30)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -20,6 +20,9 @@ from rollout import Prompt
 from rollout.schema import write_table
 
 SUSPECT_SECONDS = 5.0
+SETTLE_SECONDS = 2.0
+"""Samplers that die together, with their node, are heard of one after another. A trial begins when
+no other death was heard of for so long: or it would be held on one of the dead."""
 T = TypeVar("T")
 
 
@@ -33,6 +36,8 @@ class Trials:
     def __init__(self, ready: Callable[[], Awaitable[None]]) -> None:
         self._ready = ready
         self._one = asyncio.Lock()
+        self._heard = 0.0
+        """When the last death was"""
 
     async def ask(self, prompt: Prompt, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` gives, made again where its sampler died. Raises Poisoned."""
@@ -40,9 +45,10 @@ class Trials:
             return await call()
         except Lost:
             seconds: float | None = SUSPECT_SECONDS
+            self._hear()
         while True:
             async with self._one:
-                await self._ready()
+                await self._settled()
                 trial = asyncio.ensure_future(call())
                 try:
                     await asyncio.wait([trial], timeout=seconds)
@@ -57,6 +63,20 @@ class Trials:
                 return await trial  # others may follow
             except Lost:
                 seconds = None
+                self._hear()
+
+    def _hear(self) -> None:
+        self._heard = asyncio.get_running_loop().time()
+
+    async def _settled(self) -> None:
+        """There is a sampler, and none died just now."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self._ready()
+            wait = self._heard + SETTLE_SECONDS - clock()
+            if wait <= 0:
+                return
+            await asyncio.sleep(wait)
 
 
 POISON = pa.schema(

@@ -361,6 +361,7 @@ class Run:
         self._unlogged = None
         metrics |= {f"time/{phase}": seconds for phase, seconds in self._lap.items()}
         self._lap = {}
+        metrics |= self.supervisor.figures()
         self.metrics.write(step, metrics)
         self.progress.reward = metrics.get("reward/mean")
         self.progress.end_step(step)

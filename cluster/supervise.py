@@ -359,6 +359,13 @@ class Supervisor:
         self.version = version
         self._restored.set()
 
+    def figures(self) -> dict[str, float]:
+        return {
+            "faults/samplers_alive": float(len(self._fleet.samplers.live)),
+            "faults/sampler_restarts": float(self.sampler_restarts),
+            "faults/learner_restarts": float(self.generation),
+        }
+
     # -- the record -------------------------------------------------------------------------------
 
     def _record(self, who: str, why: str, outcome: str, started: float) -> None:

@@ -116,6 +116,26 @@ def test_samplers_that_die_of_something_else_make_no_prompt_a_suspect_for_long()
     assert found == NAMES and deaths == 2
 
 
+def test_samplers_that_die_together_make_no_prompt_a_poison():
+    async def work() -> tuple[list[Any], int]:
+        fleet = Fleet({}, seconds=60.0)
+
+        async def kill() -> None:
+            for pause in (40, 75):  # all of them, one a second after the other, twice
+                await asyncio.sleep(pause)
+                for each in list(fleet.pool.members):
+                    each.kill()
+                    await asyncio.sleep(1.0)
+
+        killing = asyncio.create_task(kill())
+        found = await fleet.ask_all(12)
+        killing.cancel()
+        return found, fleet.deaths
+
+    found, deaths = in_virtual_time(work)
+    assert found == NAMES and deaths == 4
+
+
 def test_what_is_put_aside_can_be_read(tmp_path):
     for number in (3, 7):
         put_aside(tmp_path, number, prompt(number), "sampler/1 died")
