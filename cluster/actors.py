@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -168,20 +169,24 @@ class RewardModelActor:
 class LearnerActor:
     """One learner rank. Its work runs in one thread; `progress` and `beat` answer meanwhile."""
 
-    def address(self, port: int) -> tuple[str, int]:
-        """This node's address, and a port that is free on it (`port` itself when it is not 0)."""
-        host = ray.util.get_node_ip_address()
+    def address(self, port: int, seconds: float) -> tuple[str, int]:
+        """This node's address, and a port that is free on it (`port` itself when it is not 0),
+        within these seconds: a predecessor that was killed may have it for a while."""
+        host, until = ray.util.get_node_ip_address(), time.monotonic() + seconds
         # Bound until `start` listens there, seconds later: nobody else is given it meanwhile.
         self._port = socket.socket()
         self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self._port.bind((host, port))
-        except OSError as error:
-            raise ValueError(
-                f"cluster.port={port} cannot be used on {host} ({error.strerror}): choose "
-                "another, or 0 for any free one"
-            ) from error
-        return host, self._port.getsockname()[1]
+        while True:
+            try:
+                self._port.bind((host, port))
+                return host, self._port.getsockname()[1]
+            except OSError as error:
+                if time.monotonic() > until:
+                    raise ValueError(
+                        f"cluster.port={port} cannot be used on {host} ({error.strerror}): choose "
+                        "another, or 0 for any free one"
+                    ) from error
+            time.sleep(0.2)
 
     def start(
         self,

@@ -114,11 +114,13 @@ class Fleet:
         config, count = self._config, self._shape.learners
         if not count:
             return
+        patience = 30.0 if self.learners.members else 0.0
         self.learners.kill()
         self._connected = []
         self.learners.adopt([self._learner(rank) for rank in range(count)])
+        first = self.learners.members[0]
         [(host, port)] = await self._ready(
-            [("learner/0", self.learners.members[0].address.remote(config.cluster.port))]
+            [("learner/0", first.address.remote(config.cluster.port, patience))]
         )
         critic = {"path": absolute(config.learner.critic.path)}
         critic = {"critic": config.learner.critic.model_copy(update=critic)}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 from runs import jsonl, metrics, processes_of, small_recipe, start, wait_until
 
@@ -31,6 +32,8 @@ OPTIONS = {
 class Live:
     """A run under way, whose processes can be held at named points, and killed."""
 
+    under_way: ClassVar[list["Live"]] = []
+
     def __init__(self, folder: Path, tiny: Path, name: str, **options: str) -> None:
         folder.mkdir(exist_ok=True)
         verifier = folder / "spread.py"
@@ -47,6 +50,7 @@ class Live:
     def again(self) -> None:
         """The same command."""
         self.process = start("train", *self.arguments, COHORT_FAULTS=str(self.faults))
+        self.under_way.append(self)
 
     def until(self, condition, what: str, seconds: float = 240) -> None:
         def met() -> bool:
