@@ -1,13 +1,17 @@
 """Held-out prompts: how good is the policy that the samplers hold now?"""
 
 import asyncio
+import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from cluster.config import RunConfig
+from cluster.files import add_line, free_name, read_lines, replace_text
 from cluster.scoring import Scoring
 from rewards import Score
 from rewards.answers import as_number, final_answer
@@ -23,6 +27,35 @@ class MixedVersions(RuntimeError):
 
 Attempted = tuple[tuple[Completion, ...], list[Score]]
 """The completions of one prompt, and their scores."""
+
+
+class Evaluations:
+    """Those that were done, by step; each is a line of `evaluations.jsonl`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "evaluations.jsonl"
+        self.metrics: dict[int, dict[str, float]] = {}
+        self.examples: dict[int, str] = {}
+        """What the first held-out prompt was answered with."""
+        for line in read_lines(self._path):
+            self.metrics[line["step"]], self.examples[line["step"]] = (
+                line["metrics"],
+                line["example"],
+            )
+
+    def add(self, step: int, metrics: dict[str, float], example: str) -> None:
+        self.metrics[step], self.examples[step] = metrics, example
+        add_line(self._path, {"step": step, "metrics": metrics, "example": example})
+
+    def forget_after(self, step: int) -> None:
+        """Those of versions that are trained anew; a copy stays."""
+        lines = read_lines(self._path)
+        kept = [line for line in lines if line["step"] <= step]
+        if len(kept) < len(lines):
+            shutil.copy2(self._path, free_name(self._path))
+            replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        for later in [each for each in self.metrics if each > step]:
+            del self.metrics[later], self.examples[later]
 
 
 async def evaluate(

@@ -37,29 +37,29 @@ def result_of(run: "Run", figures: dict[str, Any], *, seconds: float) -> dict[st
         rate = run.trained_completions / max(training, 1e-9)
         result["completions_per_second"] = round(rate, 1)
         result["sampled"] = _sampled(run)
-    if run.evaluations and run.inputs.held_out:
+    if run.evaluations.metrics and run.inputs.held_out:
         result |= _held_out(run, figures)
     return result
 
 
 def _held_out(run: "Run", figures: dict[str, Any]) -> dict[str, Any]:
-    first, last = min(run.evaluations), max(run.evaluations)
+    first, last = min(run.evaluations.metrics), max(run.evaluations.metrics)
     columns = (*run.config.rewards.verifiers, "reward", "length")
     began = "warm start" if "accuracy_start" in figures else f"step {first}"
     stages = {began: first, f"step {last}": last}
     headline = f"eval/{run.headline}"
-    accuracy = {step: metrics[headline] for step, metrics in run.evaluations.items()}
+    accuracy = {step: metrics[headline] for step, metrics in run.evaluations.metrics.items()}
     result = {
         "accuracy_start": accuracy[first],
         "accuracy_final": accuracy[last],
         "accuracy_by_step": {str(step): round(accuracy[step], 4) for step in sorted(accuracy)},
         "best_step": run.best,
         "held_out": {
-            name: {c: round(run.evaluations[step][f"eval/{c}"], 4) for c in columns}
+            name: {c: round(run.evaluations.metrics[step][f"eval/{c}"], 4) for c in columns}
             for name, step in stages.items()
         },
         "example_prompt": run.inputs.held_out[0].text,
-        "examples": {name: run.examples[step] for name, step in stages.items()},
+        "examples": {name: run.evaluations.examples[step] for name, step in stages.items()},
     }
     if "accuracy_start" in figures:
         result["accuracy_warm"] = accuracy[first]

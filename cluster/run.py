@@ -8,8 +8,6 @@ import asyncio
 import contextlib
 import functools
 import gc
-import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,12 +16,11 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
-from cluster import checkpoint, saving
+from cluster import checkpoint
 from cluster.checkpoint import Checkpoint
 from cluster.config import RunConfig
 from cluster.device import Device
-from cluster.evaluate import MixedVersions, evaluate
-from cluster.files import add_line, free_name, read_lines, replace_text
+from cluster.evaluate import Evaluations, MixedVersions, evaluate
 from cluster.inputs import Inputs
 from cluster.ledger import Ledger
 from cluster.lengths import Lengths
@@ -33,6 +30,7 @@ from cluster.poison import Poisoned, Trials, put_aside
 from cluster.pool import answer
 from cluster.progress import Progress
 from cluster.publish import Publisher
+from cluster.saving import Saver
 from cluster.scoring import Scoring
 from cluster.supervise import Rebuilt, Supervisor
 from cluster.window import Window, WindowState
@@ -43,9 +41,6 @@ from rollout.config import SamplingConfig
 from rollout.schema import to_groups, to_table
 from rollout.steps import step_tokens
 from rollout.types import Steps
-
-EVALUATIONS = "evaluations.jsonl"
-"""Of each evaluation its step, its metrics and an example."""
 
 
 def part_sizes(count: int, parts: int) -> list[int]:
@@ -96,6 +91,9 @@ class Run:
             config, self.fleet, self.publisher, self.ledger, self.folder, progress
         )
         self.trials = Trials(self.samplers.someone)
+        self.saver = Saver(
+            config, inputs.fingerprint, self.learners, self.supervisor, self.ledger, progress
+        )
         self.metrics = MetricsWriter(self.folder, tensorboard=config.logging.tensorboard)
         self.algorithm = build(config.learner.algorithm)
         self.headline = next(iter(config.rewards.verifiers))
@@ -106,17 +104,13 @@ class Run:
         self._lap: dict[str, float] = {}
         """Seconds per phase since the last logged step; `seconds` counts from the first."""
         self._evaluation: asyncio.Task[None] | None = None
-        self.evaluations: dict[int, dict[str, float]] = {}
-        self.examples: dict[int, str] = {}
-        """What the first held-out prompt was answered with, by step."""
+        self.evaluations = Evaluations(self.folder)
         self.sampled_groups = 0
         self.trained_groups = 0
         self.trained_completions = 0
         self.resumed_from = 0
-        self.updating = False
+        self._updating = False
         """The learner's weights are of no step."""
-        self.too_little = 0
-        """Bytes free when a checkpoint did not fit, and one more."""
         self._unlogged: tuple[int, dict[str, float]] | None = None
 
     async def start(self) -> None:
@@ -158,7 +152,6 @@ class Run:
 
     async def restore(self) -> int:
         """Bring the learner to where the run was, if it was anywhere; the step to go on from."""
-        self._recall()
         with self.timed("restore"):
             rebuilt = await self.supervisor.restore(self._evaluate_on_the_way)
         saved, step = rebuilt.checkpoint, rebuilt.version
@@ -170,7 +163,7 @@ class Run:
             window = rebuilt.replayed[-1][0].window
         redone = self.ledger.rewind(step, window)
         checkpoint.put_aside(self.checkpoints, step)
-        self._forget_evaluations_after(step)
+        self.evaluations.forget_after(step)
         self._count(rebuilt)
         if step or redone:
             replayed = f", the last {len(rebuilt.replayed)} steps replayed"
@@ -194,27 +187,12 @@ class Run:
         self.progress.begin(step, self.config.steps)
         return step
 
-    def _recall(self) -> None:
-        """The evaluations that were done."""
-        for line in read_lines(self.folder / EVALUATIONS):
-            self.evaluations[line["step"]] = line["metrics"]
-            self.examples[line["step"]] = line["example"]
-
     async def _evaluate_on_the_way(self, step: int) -> None:
         """The evaluation of a version that the run came by before, where it was under way when the
         run ended."""
         if self._is_due(step):
             await self._publish(step)
             await self._evaluate(step)
-
-    def _forget_evaluations_after(self, step: int) -> None:
-        path, lines = self.folder / EVALUATIONS, read_lines(self.folder / EVALUATIONS)
-        kept = [line for line in lines if line["step"] <= step]
-        if len(kept) < len(lines):
-            shutil.copy2(path, free_name(path))
-            replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        for later in [each for each in self.evaluations if each > step]:
-            del self.evaluations[later], self.examples[later]
 
     def _count(self, rebuilt: Rebuilt) -> None:
         """What was trained so far. Steps that were committed and not logged are logged now."""
@@ -304,12 +282,12 @@ class Run:
         bound = self.config.schedule.max_staleness if self.inputs.prompts is not None else None
         try:
             reference = ray.put(table)
-            self.updating = True
+            self._updating = True
             with self.timed("update"):
                 reports = await self.supervisor.with_learner(
                     lambda: self.learners.all("update", reference, bound)
                 )
-            self.updating = False
+            self._updating = False
         finally:
             watching.cancel()
         self.supervisor.version = reports[0].version
@@ -351,12 +329,6 @@ class Run:
         """What is known of the step before its weights are published."""
         self._unlogged = step, metrics
 
-    def log_what_is_left(self) -> None:
-        """A row for a step that was committed, when the run ends before it is logged."""
-        if self._unlogged is not None:
-            self.metrics.write(*self._unlogged)
-        self._unlogged = None
-
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._unlogged = None
         metrics |= {f"time/{phase}": seconds for phase, seconds in self._lap.items()}
@@ -392,7 +364,7 @@ class Run:
     def _is_due(self, step: int) -> bool:
         """For an evaluation."""
         due = step % self.config.eval.every == 0 or step == self.config.steps
-        return due and bool(self.inputs.held_out) and step not in self.evaluations
+        return due and bool(self.inputs.held_out) and step not in self.evaluations.metrics
 
     async def evaluated(self) -> None:
         """The evaluation under way, if any, is done."""
@@ -414,7 +386,17 @@ class Run:
             await self.save(step)
 
     async def save(self, step: int) -> None:
-        await saving.save(self, step)
+        self.progress.phase = "save"
+        with self.timed("save"):
+            await self.saver.save(step, self.seconds, self._scores())
+
+    async def save_at_stop(self) -> None:
+        """The row and the checkpoint of the last step, when a signal ends the run. In the middle of
+        an update the weights are of no step: the recorded tables are replayed."""
+        if self._unlogged is not None:
+            self.metrics.write(*self._unlogged)
+        if not self._updating:
+            await self.saver.save_at_stop(self.seconds, self._scores())
 
     async def _evaluate(self, step: int) -> None:
         await self.publisher.ended()
@@ -435,8 +417,7 @@ class Run:
         except Poisoned as error:
             self.progress.line(f"step {step}: no evaluation: {error}")
             return
-        self.evaluations[step], self.examples[step] = metrics, example
-        add_line(self.folder / EVALUATIONS, {"step": step, "metrics": metrics, "example": example})
+        self.evaluations.add(step, metrics, example)
         self.metrics.write(step, metrics)
         parts = " · ".join(
             f"{name} {metrics[f'eval/{name}']:.1%}" for name in self.config.rewards.verifiers
@@ -449,8 +430,11 @@ class Run:
     @property
     def best(self) -> int | None:
         """The step whose evaluation was best on the headline part."""
-        scores = {step: m[f"eval/{self.headline}"] for step, m in self.evaluations.items() if step}
+        scores = {step: score for step, score in self._scores().items() if step}
         return max(scores, key=scores.__getitem__) if scores else None
+
+    def _scores(self) -> dict[int, float]:
+        return {s: m[f"eval/{self.headline}"] for s, m in self.evaluations.metrics.items()}
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:

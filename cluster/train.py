@@ -33,7 +33,6 @@ from cluster.placement import Shape
 from cluster.progress import Progress
 from cluster.report import result_of, show
 from cluster.run import Run
-from cluster.saving import save_at_stop
 from cluster.sweep import sweep
 
 JOB_FOLDER = "runtime_resources"
@@ -165,7 +164,7 @@ async def _body(run: Run) -> None:
                 await loop.train(run)
                 watching.cancel()
         except asyncio.CancelledError:
-            await save_at_stop(run)
+            await run.save_at_stop()
             raise
         except BaseException:
             run.supervisor.save_stacks()
