@@ -71,8 +71,9 @@ class Saver:
             raise
         except (RuntimeError, OSError) as error:
             failure = str(error)
-            if checkpoint.room(self._root)[1] < FULL:
+            if checkpoint.room(self._root)[1] < FULL:  # writers have other words for it
                 self._too_little = free + 1
+                failure = f"{self._root} is full ({failure.splitlines()[0]})"
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # it has another name once it is whole
         if failure:

@@ -308,7 +308,7 @@ def test_a_disk_that_is_full_costs_checkpoints_and_nothing_else(
     run.until(lambda: len(run.losses()) >= 1, "a save that fails with a rank in it")
     grow()
     output = run.end()
-    assert "no checkpoint, training goes on: " in output and "No space left on device" in output
+    assert "no checkpoint, training goes on: " in output and "is full (" in output, output[-4000:]
     assert {loss["who"] for loss in run.losses()} == {"learner"}
     check_record(run.folder, 8)
     check_equal(run.folder, undisturbed)
