@@ -256,6 +256,7 @@ def test_groups_that_grow_until_their_rewards_differ(tiny: Path, tmp_path: Path)
     assert len(sizes) > 1, "no group grew: this proves nothing"
 
 
+@pytest.mark.slow
 def test_an_endless_search_for_mixed_groups_ends_with_a_reason(tiny: Path, tmp_path: Path):
     (tmp_path / "luck.py").write_text(LUCK)
     settings = {
@@ -270,6 +271,7 @@ def test_an_endless_search_for_mixed_groups_ends_with_a_reason(tiny: Path, tmp_p
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_synchronous_step_with_spare_groups(tiny: Path, tmp_path: Path):
     settings = {
         "name": "spare",
@@ -287,6 +289,7 @@ def test_a_synchronous_step_with_spare_groups(tiny: Path, tmp_path: Path):
     assert len(set(tickets)) == 16 and set(tickets) <= set(range(19))
 
 
+@pytest.mark.slow
 def test_bfloat16_with_two_samplers(tiny: Path, tmp_path: Path):
     """The dtype of GPUs, as far as a CPU computes it; and publishes that reach two samplers without
     a shared folder, the second one as a difference."""
@@ -348,6 +351,7 @@ def score(sampler, tokens: list[int]) -> list[float]:
     return sampler.score(tokens).result(60).tolist()
 
 
+@pytest.mark.slow
 def test_gsm8k_trains_two_steps_with_a_random_model(shared: Path, tiny: Path, tmp_path: Path):
     data = shared / "data" / "gsm8k"
     arguments = small_recipe(

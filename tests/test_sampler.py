@@ -86,7 +86,7 @@ def publish_and_compare(sampler, model_path: str, directory: str) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("shape", "own_core"),
-    [("tied", False), ("untied", False), ("tied", True)],
+    [("tied", False), ("untied", False), pytest.param("tied", True, marks=pytest.mark.slow)],
     ids=["tied", "untied", "tied, core in a process of its own"],
 )
 def test_after_a_publish_the_sampler_computes_what_the_learner_does(

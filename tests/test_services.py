@@ -174,6 +174,7 @@ def test_a_completion_cannot_fill_in_the_judges_form(service: Service):
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_a_judge_behind_a_real_vllm_server(tiny: Path, tmp_path: Path):
     """`vllm serve` of the tiny model on loopback, made to answer in the judge's form."""
     port = free_port()
