@@ -120,7 +120,6 @@ class Ledger:
             table=self._digest,
             window=window,
         )
-        self.last = commit
         try:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(commit.line())
@@ -128,6 +127,7 @@ class Ledger:
                 os.fsync(file.fileno())
         except OSError as error:
             raise self._cannot(step, self._path, error) from error
+        self.last = commit
 
     @staticmethod
     def _cannot(step: int, path: Path, error: OSError) -> RuntimeError:

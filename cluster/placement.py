@@ -102,9 +102,7 @@ class Fleet:
             calls += self.scorers.submit("start", self._config.rewards)
             for name, pool in self.services.items():
                 calls += pool.submit("start", self._service_configs[name])
-            others = asyncio.create_task(self._ready(calls))
-            await self.start_learners()
-            await others
+            await asyncio.gather(self.start_learners(), self._ready(calls))  # first failure first
             await self.connect(self.samplers.live)
         finally:
             waiting.cancel()

@@ -173,9 +173,9 @@ class Sampler:
                     raise EngineDied(f"this sampler's engine died: {self._failure!r}")
                 command(future)
             except BaseException as error:
-                self._must_live(error)
+                told = self._told(error)
                 if not future.done():
-                    future.set_exception((self._failure and EngineDied(repr(error))) or error)
+                    future.set_exception(told)
             if self._stopping:
                 return
 
@@ -192,12 +192,16 @@ class Sampler:
         """Queue a command whose result is the answer."""
         return self._ask(lambda future: future.set_result(command()))
 
-    def _must_live(self, error: BaseException) -> None:
-        """An engine core in a process of its own may die between two steps."""
+    def _told(self, error: BaseException) -> BaseException:
+        """What the caller of a command that failed is told. An engine core in a process of its own
+        may die between two steps: then everybody is."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        if isinstance(error, EngineDeadError) and self._failure is None:
+        if not isinstance(error, EngineDeadError):
+            return error
+        if self._failure is None:
             self._fail(error)
+        return EngineDied(f"this sampler's engine died: {error!r}")
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
@@ -405,8 +409,7 @@ class Sampler:
         try:
             future.set_result(then())
         except Exception as error:  # it stays paused: what it holds is not known
-            self._must_live(error)
-            future.set_exception((self._failure and EngineDied(repr(error))) or error)
+            future.set_exception(self._told(error))
 
     def _abort(self) -> None:
         """End every completion that is under way, and its siblings."""
@@ -472,8 +475,9 @@ class Sampler:
                 return
             self._staging.set_result(None)
         except Exception as error:
-            self._staging.set_exception(error)
-            self._must_live(error)
+            staging, told = self._staging, self._told(error)
+            if not staging.done():
+                staging.set_exception(told)
         self._staging = None
 
     def update(self, phase: Phase, info: dict[str, Any]) -> Future:

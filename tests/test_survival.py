@@ -187,22 +187,21 @@ def test_a_run_that_lost_all_samplers_gets_new_ones_or_says_that_it_cannot(
     undisturbed: Path, tiny: Path, tmp_path: Path
 ):
     run = Live(tmp_path, tiny, "all", **{"cluster.sampler_restarts": "2"})
+
+    def kill_both_while_they_sample() -> None:
+        run.hold("sampler.decode")
+        victims = {run.pid(f"sampler-{index}") for index in (0, 1)}
+        run.until(lambda: victims <= run.held("sampler.decode"), "both sampling")
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        run.let_go("sampler.decode")
+
     run.until_step(1)
-    run.hold("sampler.decode")
-    victims = {run.pid(f"sampler-{index}") for index in (0, 1)}
-    run.until(lambda: victims <= run.held("sampler.decode"), "both sampling")
-    for pid in victims:
-        os.kill(pid, signal.SIGKILL)
-    run.let_go("sampler.decode")
+    kill_both_while_they_sample()
     run.until_replaced(2)
     done = run.steps_done
     run.until_step(done + 1)
-    run.hold("sampler.decode")
-    victims = {run.pid(f"sampler-{index}") for index in (0, 1)}
-    run.until(lambda: victims <= run.held("sampler.decode"), "both sampling again")
-    for pid in victims:
-        os.kill(pid, signal.SIGKILL)
-    run.let_go("sampler.decode")
+    kill_both_while_they_sample()
     output = run.end(expect=1)
     assert "no sampler is left (2 of cluster.sampler_restarts=2 used)" in output
     wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
