@@ -83,6 +83,7 @@ async def _measured(run: Any) -> tuple[list[float], list[float], list[float]]:
     import ray
 
     from cluster import loop
+    from rollout.schema import seal
 
     await run.start()
     _pin("ray::Sampler", SAMPLER)
@@ -97,7 +98,7 @@ async def _measured(run: Any) -> tuple[list[float], list[float], list[float]]:
     for at in range(2 * size, 10 * size, size):  # what ended last is longer than most
         table = run.table(groups[at : at + size], step=STEPS + 1)
         started = time.perf_counter()
-        await run.learners.all("update", ray.put(table), None)
+        await run.learners.all("update", ray.put(seal(table)), None)
         learning.append(time.perf_counter() - started)
     return sampling[2:] + again[2:], learning[2:], steps
 

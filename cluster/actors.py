@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
@@ -25,6 +24,7 @@ from rewards import Attempt, RewardConfig, Task, Verdict, faults
 from rewards.packed import PackedGroup, PackedVerdicts
 from rollout import Completion, Prompt
 from rollout.config import InFlight, SamplerConfig, SamplingConfig
+from rollout.schema import Sealed
 from rollout.transfer import Endpoint
 
 START_SECONDS = 120.0
@@ -210,11 +210,11 @@ class LearnerActor:
     def connect(self, endpoint: Endpoint, samplers: dict[str, ActorHandle], seconds: float) -> None:
         self._learner.connect(endpoint, SamplerClient(samplers, endpoint, seconds))
 
-    def look(self, table: pa.Table) -> None:
-        self._learner.look(table)
+    def look(self, table: Sealed) -> None:
+        self._learner.look(self._learner.open(table))
 
-    def update(self, table: pa.Table, max_staleness: int | None) -> Any:
-        return self._learner.update(table, max_staleness)
+    def update(self, table: Sealed, max_staleness: int | None) -> Any:
+        return self._learner.update(self._learner.open(table), max_staleness)
 
     def stage_weights(self) -> tuple[str, float]:
         return self._learner.stage_weights()

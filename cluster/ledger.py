@@ -21,7 +21,7 @@ from blake3 import blake3
 from cluster.files import free_name, replace_text, whole_lines
 from cluster.window import WindowState
 from rollout import ScoredGroup
-from rollout.schema import read_table, to_groups, write_table
+from rollout.schema import Sealed, read_table, seal, to_groups, write_sealed
 
 LEDGER = "ledger.jsonl"
 
@@ -92,15 +92,17 @@ class Ledger:
         if records:
             self._rollouts.mkdir(parents=True, exist_ok=True)
 
-    def record(self, step: int, table: pa.Table) -> None:
-        """Write-ahead: the step's table is on disk before the learner sees it."""
+    def record(self, step: int, table: pa.Table) -> Sealed:
+        """Write-ahead: the step's table is on disk before the learner sees it; the same bytes."""
+        sealed = seal(table)
+        self._digest = sealed.digest
         if self._records:
             path = table_path(self._rollouts, step)
             try:
-                write_table(table, path)
-                self._digest = digest(path)
+                write_sealed(sealed, path)
             except OSError as error:
                 raise self._cannot(step, path, error) from error
+        return sealed
 
     def commit(self, step: int, groups: list[ScoredGroup], window: WindowState) -> None:
         """The optimizer step that made version `step` trained these groups. Raises RuntimeError
@@ -154,8 +156,9 @@ class Ledger:
             commits.append(commit)
         return commits
 
-    def table(self, step: int) -> pa.Table:
-        return read_table(table_path(self._rollouts, step))
+    def recorded(self, commit: Commit) -> Sealed:
+        path = table_path(self._rollouts, commit.step)
+        return Sealed(pa.py_buffer(path.read_bytes()), commit.table)
 
     def rewind(self, step: int, window: WindowState) -> int:
         """Put aside what came after `step`, lines and tables; how many steps that were. `window` is

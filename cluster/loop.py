@@ -35,8 +35,8 @@ async def train(run: Run) -> None:
                 groups = await run.take()
             metrics = check(run, groups, version=step)
             table = run.table(groups, step=step + 1)
-            run.ledger.record(step + 1, table)
-            metrics |= await run.update(table)
+            sealed = run.ledger.record(step + 1, table)
+            metrics |= await run.update(sealed)
             run.ledger.commit(step + 1, groups, run.window.state())
             step += 1
             run.committed(step, metrics)

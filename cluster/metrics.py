@@ -5,12 +5,13 @@ The names are fixed; docs/operations.md says what each one means.
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cluster.files import read_lines, whole_lines
+from cluster.trackers import Aside, TensorBoard
 from cluster.window import Window
 from rollout import ScoredGroup
 from rollout.types import NO_POLICY
@@ -80,36 +81,49 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 class MetricsWriter:
-    """One JSON line per step, whatever else listens. A TensorBoard that fails is dropped with a
-    warning; it never stops a run."""
+    """One JSON line per step, and the same to each tracker, which may do with it what it likes. A
+    line for which the disk has no room is written with the next one."""
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:
         path = folder / METRICS
         whole_lines(path)
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  # until close
-        self._board: Any = None
-        self.warning = ""
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._late = b""
+        self._trackers: list[Aside] = []
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
-            except ImportError as error:
-                self.warning = f"no TensorBoard events: {error}"
+            self._trackers.append(Aside("TensorBoard", lambda: TensorBoard(folder)))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
+        if self._trackers:
+            metrics = {**metrics, "faults/rows_lost": float(sum(t.lost for t in self._trackers))}
         row = {"step": step, "time": round(time.time(), 3), **metrics}
-        self._file.write(json.dumps(row) + "\n")
-        if self._board is None:
-            return
-        try:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
-        except OSError as error:
-            self.warning = f"TensorBoard events stop at step {step}: {error}"
-            self._board = None
+        self._late += json.dumps(row).encode() + b"\n"
+        self._late = _append(self._file, self._late)
+        for tracker in self._trackers:
+            tracker.write(step, metrics)
+
+    @property
+    def warning(self) -> str:
+        """What trackers and the disk did not take."""
+        told = [f"{t.name} lost {t.lost} rows of metrics: {t.why}" for t in self._trackers if t.why]
+        if rows := self._late.count(b"\n"):
+            told.append(f"{METRICS} lacks {rows} rows: no room on the disk")
+        return "; ".join(told)
 
     def close(self) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        self._late = _append(self._file, self._late)
+        os.close(self._file)
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def _append(file: int, lines: bytes) -> bytes:
+    """Whole lines or nothing; what is still to be written."""
+    size = os.fstat(file).st_size
+    try:
+        if os.write(file, lines) == len(lines):
+            return b""
+    except OSError:
+        pass
+    os.ftruncate(file, size)
+    return lines

@@ -11,6 +11,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 
 from cluster.errors import Lost
 from rollout.sampler import EngineDied
+from rollout.schema import Damaged
 
 Failure = RuntimeError | ValueError
 Member = tuple[int, ActorHandle]
@@ -33,7 +34,8 @@ def explain(error: BaseException, who: str) -> Failure:
         return Lost(who, first)
     if isinstance(error, RayTaskError):
         cause = error.cause
-        kind = ValueError if isinstance(cause, ValueError) else RuntimeError
+        kinds = (Damaged, ValueError, RuntimeError)
+        kind = next((kind for kind in kinds if isinstance(cause, kind)), RuntimeError)
         told = isinstance(cause, (ValueError, RuntimeError, OSError))
         return kind(f"{who}: {cause if told else error}")
     return RuntimeError(f"{who}: {type(error).__name__}: {error}")

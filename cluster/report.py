@@ -32,14 +32,20 @@ def result_of(run: "Run", figures: dict[str, Any], *, seconds: float) -> dict[st
         "weights_digest": weights_digest(saved) if saved else None,
     }
     if run.inputs.prompts is not None:
-        phase_names = ("rollout", "update", "publish")
-        training = sum(run.seconds.get(name, 0.0) for name in phase_names)
-        rate = run.trained_completions / max(training, 1e-9)
-        result["completions_per_second"] = round(rate, 1)
+        result["completions_per_second"] = round(_rate(run), 1)
         result["sampled"] = _sampled(run)
     if run.evaluations.metrics and run.inputs.held_out:
         result |= _held_out(run, figures)
     return result
+
+
+def _rate(run: "Run") -> float:
+    """Completions per second of the steps that were timed: not of those that were replayed."""
+    rows = [row for row in read_metrics(run.folder) if "time/update" in row]
+    phases = ("time/rollout", "time/update", "time/publish")
+    seconds = sum(row.get(phase, 0.0) for row in rows for phase in phases)
+    groups = run.config.schedule.groups_per_step
+    return sum(row["rollout/group_size"] for row in rows) * groups / max(seconds, 1e-9)
 
 
 def _held_out(run: "Run", figures: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import ray
 from ray.exceptions import RayError
 
 from cluster import checkpoint
@@ -22,7 +21,7 @@ from cluster.config import RunConfig
 from cluster.device import Device
 from cluster.evaluate import Evaluations, MixedVersions, evaluate
 from cluster.inputs import Inputs
-from cluster.ledger import Ledger
+from cluster.ledger import Ledger, table_path
 from cluster.lengths import Lengths
 from cluster.metrics import MetricsWriter, describe, read_metrics, staleness
 from cluster.placement import Fleet, Shape
@@ -38,7 +37,7 @@ from learner.algorithms import build
 from rewards import Score
 from rollout import Completion, Group, Prompt, ScoredGroup
 from rollout.config import SamplingConfig
-from rollout.schema import to_groups, to_table
+from rollout.schema import Sealed, seal, to_groups, to_table
 from rollout.steps import step_tokens
 from rollout.types import Steps
 
@@ -107,7 +106,6 @@ class Run:
         self.evaluations = Evaluations(self.folder)
         self.sampled_groups = 0
         self.trained_groups = 0
-        self.trained_completions = 0
         self.resumed_from = 0
         self._updating = False
         """The learner's weights are of no step."""
@@ -201,15 +199,9 @@ class Run:
         logged = {row["step"] for row in read_metrics(self.folder) if "learner/loss" in row}
         for commit, learned in rebuilt.replayed:
             if commit.step not in logged:
-                groups = to_groups(self.ledger.table(commit.step))
+                groups = to_groups(self.ledger.recorded(commit).open())
                 aged = staleness(groups, commit.step - 1)
                 self.metrics.write(commit.step, describe(groups) | aged | learned)
-        sizes = {
-            row["step"]: row["rollout/group_size"]
-            for row in read_metrics(self.folder)
-            if "learner/loss" in row and row["step"] <= rebuilt.version
-        }
-        self.trained_completions = round(sum(sizes.values()) * per_step)
 
     async def generate(
         self, prompt: Prompt, sampling: SamplingConfig, seeds: list[int], load: float = 1.0
@@ -254,12 +246,11 @@ class Run:
         return groups
 
     async def _look(self, groups: list[ScoredGroup], generation: int) -> None:
-        table = self.table(groups, step=self.supervisor.version + 1)
-        reference = ray.put(table)
+        part = seal(self.table(groups, step=self.supervisor.version + 1))
 
         async def look() -> None:
             if self.supervisor.generation == generation:  # else what it saw of this step is lost
-                await self.learners.all("look", reference)
+                await self.supervisor.hand("look", part)
 
         await self.supervisor.with_learner(look)
 
@@ -274,25 +265,23 @@ class Run:
             self.progress.groups = (min(self.sampled_groups - before, count), count)
             await asyncio.sleep(0.2)
 
-    async def update(self, table: pa.Table) -> dict[str, float]:
+    async def update(self, table: Sealed) -> dict[str, float]:
         """One optimizer step on the table; its metrics."""
         self.progress.phase, self.progress.update = "update", (0, 0)
         watching = asyncio.create_task(self._watch_update())
         # Recordings and demonstrations were sampled by other policies than the one in training.
         bound = self.config.schedule.max_staleness if self.inputs.prompts is not None else None
         try:
-            reference = ray.put(table)
             self._updating = True
             with self.timed("update"):
                 reports = await self.supervisor.with_learner(
-                    lambda: self.learners.all("update", reference, bound)
+                    lambda: self.supervisor.hand("update", table, bound)
                 )
             self._updating = False
         finally:
             watching.cancel()
         self.supervisor.version = reports[0].version
         self.trained_groups += self.config.schedule.groups_per_step
-        self.trained_completions += table.num_rows
         return dict(reports[0].metrics)
 
     async def _watch_update(self) -> None:
@@ -341,6 +330,12 @@ class Run:
             self.progress.line(
                 f"step {step}: every group had uniform rewards, so nothing was learned: the task "
                 "is too hard, too easy, or the verifier never matches"
+            )
+        if metrics.get("learner/skipped_steps"):
+            self.progress.line(
+                f"step {step}: {metrics['learner/skipped_steps']:.0f} optimizer steps were skipped "
+                "because their loss or gradient was not finite; what they were to learn from is "
+                f"in {table_path(self.folder / 'rollouts', step)}"
             )
         if metrics.get("reward/verifier_errors"):
             count = metrics["reward/verifier_errors"]

@@ -25,6 +25,13 @@ from rollout import Completion, Prompt
 
 KINDS = {"reward_model": RewardModelConfig, "http": HttpConfig, "judge": JudgeConfig}
 
+NOT_FINITE = Score(
+    reward=None,
+    parts={},
+    outcome="unscorable",
+    note="the sampler gave it a logprob that is not finite",
+)
+
 TRAVEL_SECONDS = 10e-3
 """The most work, of verifiers, that travels in one call where several groups do."""
 MOST_TOGETHER = 64
@@ -212,4 +219,7 @@ class Scoring:
         if wanted:
             asking += [ask_service(name, pool) for name, pool in self._services.items()]
         await asyncio.gather(*asking)
-        return [self._rubric.score(a, v) for a, v in zip(attempts, found, strict=True)]
+        return [
+            self._rubric.score(attempt, verdicts) if completion.is_finite else NOT_FINITE
+            for completion, attempt, verdicts in zip(completions, attempts, found, strict=True)
+        ]

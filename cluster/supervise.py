@@ -12,6 +12,7 @@ know of more than deaths.
 import asyncio
 import contextlib
 import faulthandler
+import functools
 import os
 import signal
 import time
@@ -34,6 +35,7 @@ from cluster.pool import Member, Pool, answer, is_death
 from cluster.progress import Progress
 from cluster.publish import Publisher
 from cluster.sweep import processes_of
+from rollout.schema import Damaged, Sealed
 
 BEAT_SECONDS = 2.0
 T = TypeVar("T")
@@ -255,6 +257,16 @@ class Supervisor:
                         raise
                     await self._restart_learner(lost.who, str(lost))
 
+    async def hand(self, method: str, table: Sealed, *args: Any) -> list[Any]:
+        """What all ranks make of a table. One that was damaged on its way is sent once more."""
+        send = functools.partial(self._fleet.learners.all, method)
+        started = time.monotonic()
+        try:
+            return await send(ray.put(table), *args)
+        except Damaged as error:
+            self._record(f"table for {method}", str(error), "sent again", started)
+            return await send(ray.put(table), *args)
+
     async def _learner_lost(self, generation: int, who: str, why: str) -> None:
         """Found by its heartbeat. Whoever waits for the learner hears of it as well."""
         async with self._learner:
@@ -347,8 +359,7 @@ class Supervisor:
             if self._passing is not None:
                 await self._passing(commit.step - 1)
             self._progress.phase = f"replaying {number}/{len(commits)}"
-            table = ray.put(self._ledger.table(commit.step))
-            [report, *_] = await learners.all("update", table, None)
+            [report, *_] = await self.hand("update", self._ledger.recorded(commit), None)
             if report.version != commit.step:
                 raise RuntimeError(f"step {commit.step} was replayed as {report.version}: a bug")
             replayed.append((commit, report.metrics))

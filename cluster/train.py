@@ -314,6 +314,10 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
         ray.init(address=address, **options)
     except ConnectionError as error:
         raise RuntimeError(f"no Ray cluster at {address}: {error}") from error
+    if address == "local":
+        token = Path.home() / ".ray" / "auth_token"  # Ray makes it for all to read
+        with contextlib.suppress(OSError):
+            token.chmod(0o600)
     try:
         yield
     finally:

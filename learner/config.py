@@ -274,5 +274,9 @@ class LearnerConfig(BaseModel):
     logits_chunk: int = Field(default=1 << 24, ge=1)
     """Logits (tokens x vocabulary) that exist at once. Below one chunk nothing is recomputed."""
 
+    max_skipped_steps: int = Field(default=3, ge=0)
+    """Optimizer steps in a row that may be skipped because their loss or gradient is not finite;
+    with one more the run ends."""
+
     deepspeed: dict[str, Any] = {}
     """Merged into the DeepSpeed config, last."""

@@ -102,16 +102,22 @@ class Engine:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         limit = self._clip_norm or math.inf
         self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        if not math.isfinite(self._norm):
+            for parameter in parameters:
+                parameter.grad = None  # the optimizer passes over those that have none
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._ds(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
-        """`loss` is this rank's share of the step's mean."""
-        self._ds.backward(loss * self._placement.ranks, scale_wrt_gas=False)
+        """`loss` is this rank's share of the step's mean. One that is not finite makes every
+        gradient NaN, on all ranks once they are summed: the step is not applied anywhere."""
+        scale = self._placement.ranks if math.isfinite(loss.item()) else math.nan
+        self._ds.backward(loss * scale, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
-        """Apply the accumulated gradients; the global norm they had before clipping."""
+        """Apply the accumulated gradients; the global norm they had before clipping. Where that is
+        not finite nothing is applied, neither to weights nor to the optimizer's moments."""
         for group in self._ds.optimizer.param_groups:
             group["lr"] = lr
         self._ds.step()

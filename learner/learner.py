@@ -43,6 +43,7 @@ from learner.source import ZeroSource
 from learner.steering import Steering
 from learner.tally import Tally
 from rewards import faults
+from rollout.schema import Damaged, Sealed
 from rollout.transfer import Endpoint, NativeClient, NativeSender, Sender, connect
 
 STATE = "learner.json"
@@ -88,6 +89,8 @@ class Learner:
         self._loss = Loss(self._algorithm, config, self._steering)
         self.version = 0
         self._progress = (0, 0)
+        self._skipped = 0
+        """Optimizer steps in a row"""
         self._ahead: list[tuple[np.ndarray, Looked]] = []
         """Groups and answers of the parts of the next table that came early."""
         self._sender: Sender | None = None
@@ -145,9 +148,9 @@ class Learner:
         """Train on a table, `epochs x minibatches` optimizer steps; the policy version grows by
         one.
 
-        Raises RuntimeError when a token is older than `max_staleness` versions (None looks at
-        none), and when a loss or a gradient is not finite; but for a gradient, the weights are
-        still those of the step before.
+        An optimizer step whose loss or gradient is not finite is skipped and counted. Raises
+        RuntimeError when that happens more than `max_skipped_steps` times in a row, and when a
+        token is older than `max_staleness` versions (None looks at none).
         """
         started = time.perf_counter()
         if max_staleness is not None:
@@ -167,12 +170,13 @@ class Learner:
         tally = Tally(config.correction)
         work = self._schedule(rows, targets)
         losses, norms = [], []
-        for number, (counts, slices) in enumerate(work, start=1):
-            losses.append(self._accumulate(rows, targets, counts, slices, tally))
-            _must_be_finite("loss", losses[-1], self.version + 1, number - 1, len(work))
-            norms.append(self._step())
+        for counts, slices in work:
+            loss = self._accumulate(rows, targets, counts, slices, tally)
+            norm, value_norm = self._step()
             targets = replace(targets, seam=None)
-            _must_be_finite("gradient norm", sum(norms[-1]), self.version + 1, number, len(work))
+            if self._applied(loss, norm + value_norm):
+                losses.append(loss)
+                norms.append((norm, value_norm))
         self._progress = (0, 0)
         metrics |= tally.summary(self._engine)
         metrics |= {
@@ -184,7 +188,8 @@ class Learner:
         }
         if self._critic is not None:
             metrics["critic/grad_norm"] = _mean([norm for _, norm in norms])
-        if work:
+        metrics["learner/skipped_steps"] = float(len(work) - len(losses))
+        if losses:
             metrics |= self._steering.move(metrics, completions=len(rows.tokens))
         self.version += 1
         moves = config.kl.update_every
@@ -192,7 +197,38 @@ class Learner:
             self._reference.become(self._source)
         seconds = time.perf_counter() - started
         metrics["learner/tokens_per_s"] = float(rows.lengths_N.sum()) * config.epochs / seconds
+        if len(losses) < len(work):  # of the loss's terms as well
+            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return StepReport(version=self.version, metrics=metrics)
+
+    def _applied(self, loss: float, norm: float) -> bool:
+        """Whether the optimizer step was: DeepSpeed passes over one whose norm is not finite."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            self._skipped = 0
+            return True
+        self._skipped += 1
+        if self._skipped > self._config.max_skipped_steps:
+            raise RuntimeError(
+                f"in step {self.version + 1} the loss is {loss} and the gradient's norm {norm}: "
+                f"{self._skipped} optimizer steps in a row are not finite "
+                f"(learner.max_skipped_steps={self._config.max_skipped_steps}). What is not "
+                "finite changed no weight; go on from the last checkpoint with a lower learning "
+                "rate, or look at the step's table in the run folder"
+            )
+        return False
+
+    def open(self, sealed: Sealed) -> pa.Table:
+        """A table that came over the wire. Raises Damaged, on all ranks, when one of them has it
+        otherwise than it was sent; ValueError when it is of another schema."""
+        faults.point("learner.open")
+        damage = ""
+        try:
+            table = sealed.open()
+        except Damaged as error:
+            damage, table = str(error), None
+        if self._engine.max([float(table is None)])[0]:
+            raise Damaged(damage or "another rank's copy of the table is damaged")
+        return table
 
     def look(self, table: pa.Table) -> None:
         """Ask the models about a part of the next table, while the rest of it is sampled. The parts
@@ -421,17 +457,6 @@ class Learner:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / max(len(values), 1)
-
-
-def _must_be_finite(what: str, value: float, step: int, applied: int, every: int) -> None:
-    if math.isfinite(value):
-        return
-    found = f"the {what} of step {step} is {value} after {applied} of its {every} optimizer steps"
-    fate = "nothing was updated" if not applied else "the weights in memory are not to be used"
-    raise RuntimeError(
-        f"{found}; {fate}. Resume from the last checkpoint with a lower learning rate, or look at "
-        "the step's table in the run folder"
-    )
 
 
 def learning_rate(config: OptimConfig, *, step: int, steps: int) -> float:

@@ -7,10 +7,12 @@ refused here, once, by a message that names group, sample and column.
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from blake3 import blake3
 
 from rewards import OUTCOMES, Score
 from rollout.types import Completion, Group, Prompt, ScoredGroup
@@ -63,8 +65,8 @@ not the 0.1 that the verifier returned, and re-scoring must agree to the bit."""
 def to_table(groups: Sequence[ScoredGroup], *, step: int, run: str, temperature: float) -> pa.Table:
     """The table of one step, rows in the order of groups and siblings.
 
-    Raises ValueError on misaligned columns, logprobs that are not finite where the token is
-    trainable, and completions without a trainable token.
+    Raises ValueError on misaligned columns, on completions without a trainable token, and on
+    logprobs that are not finite where the token is trainable and the completion has a reward.
     """
     for scored in groups:
         _check(scored)
@@ -170,7 +172,7 @@ def _check(scored: ScoredGroup) -> None:
         if not completion.trainable.any():
             raise ValueError(f"{where}, sample {sample}: no trainable token")
         bad = completion.trainable & ~np.isfinite(completion.logprobs)
-        if bad.any():
+        if bad.any() and scored.scores[sample].reward is not None:
             at = int(np.flatnonzero(bad)[0])
             raise ValueError(
                 f"{where}, sample {sample}: column behaviour_logprobs is "
@@ -254,12 +256,48 @@ def check_schema(table: pa.Table) -> None:
             raise ValueError(f"column {field.name!r} is {found}, expected {field.type}")
 
 
+class Damaged(RuntimeError):
+    """The bytes of a table are not those that were sent or recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A table as an Arrow file, on the wire and on the disk alike."""
+
+    content: pa.Buffer
+    digest: str
+    """blake3 of the content"""
+
+    @classmethod
+    def of(cls, content: pa.Buffer) -> "Sealed":
+        return cls(content, blake3(content).hexdigest())
+
+    def open(self) -> pa.Table:
+        """The table, without a copy. Raises Damaged when the content does not match its digest,
+        ValueError when it is no table of this schema."""
+        if blake3(self.content).hexdigest() != self.digest:
+            raise Damaged(f"a table of {self.content.size} bytes does not match its digest")
+        table = _of_today(pa.ipc.open_file(self.content).read_all())
+        check_schema(table)
+        return table
+
+
+def seal(table: pa.Table) -> Sealed:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return Sealed.of(sink.getvalue())
+
+
 def write_table(table: pa.Table, path: Path) -> None:
+    write_sealed(seal(table), path)
+
+
+def write_sealed(sealed: Sealed, path: Path) -> None:
     """Write under a temporary name, flush to the disk, rename: the file is whole or not there."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "wb") as file:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
+        file.write(sealed.content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -53,6 +53,11 @@ class Completion:
     text: str
     finish_reason: FinishReason
 
+    @property
+    def is_finite(self) -> bool:
+        """Every trainable token has a logprob."""
+        return bool((np.isfinite(self.logprobs) | ~self.trainable).all())
+
     def attempt(self, *, tokens: bool = False) -> Attempt:
         """What verifiers may know of it; its token ids only where one asks for them."""
         return Attempt(

@@ -201,17 +201,6 @@ def test_a_table_sampled_at_another_temperature_is_refused(tiny: Path, tmp_path:
         on_ranks(train, tmp_path, paths, config=SETTINGS, model=tiny / "model")
 
 
-def poisoned(learner, paths: list[str]) -> list[dict[str, float]]:
-    next(learner._model.parameters()).data[:] = math.nan
-    return train(learner, paths)
-
-
-def test_a_loss_that_is_not_finite_stops_before_the_update(tiny: Path, tmp_path: Path):
-    paths = save_tables(make_tables(1), tmp_path)
-    with pytest.raises(RuntimeError, match="nothing was updated"):
-        on_ranks(poisoned, tmp_path, paths, config=SETTINGS, model=tiny / "model")
-
-
 # -- every row, on real ranks ----------------------------------------------------------------------
 
 EVERYTHING = {

@@ -26,6 +26,7 @@ from cluster.run import Run
 from cluster.train import check_capacity, guarded, ray_session
 from rollout import ScoredGroup
 from rollout.sampler import sample_seed
+from rollout.schema import seal
 
 STEPS, WARM = 14, 3
 """Of the run with which a measurement begins; the first do not count."""
@@ -208,7 +209,7 @@ class Probes:
     async def _update(self, groups: list[ScoredGroup]) -> float:
         table = self._run.table(groups, step=1)
         started = time.perf_counter()
-        await self._run.learners.all("update", ray.put(table), None)
+        await self._run.learners.all("update", ray.put(seal(table)), None)
         self._version += 1
         return time.perf_counter() - started
 

@@ -1,0 +1,148 @@
+"""Whatever a tracker does, rows go to `metrics.jsonl` and nobody waits."""
+
+import json
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.metrics import METRICS, MetricsWriter, read_metrics
+from cluster.trackers import MOST_WAITING, Aside
+
+
+class Kept:
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict]] = []
+        self.closed = False
+
+    def write(self, step: int, metrics: dict) -> None:
+        self.rows.append((step, metrics))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Raises(Kept):
+    def write(self, step: int, metrics: dict) -> None:
+        if step % 2:
+            raise ValueError(f"no step {step}")
+        super().write(step, metrics)
+
+    def close(self) -> None:
+        raise OSError("cannot close")
+
+
+class Blocks(Kept):
+    """For a minute, as far as anybody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = threading.Event()
+
+    def write(self, step: int, metrics: dict) -> None:
+        self.free.wait(60)
+
+
+def test_rows_come_in_order_and_the_tracker_is_closed():
+    kept = Kept()
+    aside = Aside("kept", lambda: kept)
+    for step in range(100):
+        aside.write(step, {"a": step})
+    aside.close()
+    assert kept.rows == [(step, {"a": step}) for step in range(100)]
+    assert kept.closed and aside.lost == 0 and not aside.why
+
+
+def test_a_tracker_that_raises_loses_those_rows_and_no_other():
+    raises = Raises()
+    aside = Aside("bad", lambda: raises)
+    for step in range(10):
+        aside.write(step, {})
+    aside.close()
+    assert [step for step, _ in raises.rows] == [0, 2, 4, 6, 8]
+    assert aside.lost == 6 and aside.why == "ValueError: no step 1"
+
+
+def test_a_tracker_that_cannot_be_made_is_tried_again_with_each_row():
+    tries, kept = [], Kept()
+
+    def make() -> Kept:
+        tries.append(1)
+        if len(tries) < 3:
+            raise ConnectionError("no server")
+        return kept
+
+    aside = Aside("late", make)
+    for step in range(5):
+        aside.write(step, {})
+    aside.close()
+    assert [step for step, _ in kept.rows] == [2, 3, 4] and aside.lost == 2
+    assert aside.why == "ConnectionError: no server"
+
+
+def test_nobody_waits_for_a_tracker_that_blocks():
+    blocks = Blocks()
+    aside = Aside("stuck", lambda: blocks)
+    started = time.monotonic()
+    for step in range(MOST_WAITING + 50):
+        aside.write(step, {})
+    aside.close()
+    assert time.monotonic() - started < 5, "somebody waited"
+    assert aside.lost >= 49 and f"{MOST_WAITING} rows behind" in aside.why
+    blocks.free.set()
+
+
+def test_a_tracker_that_hangs_at_the_end_is_left_there():
+    blocks = Blocks()
+    aside = Aside("stuck", lambda: blocks)
+    aside.write(1, {})
+    started = time.monotonic()
+    aside.close(seconds=0.5)
+    assert 0.4 < time.monotonic() - started < 5
+    assert "hung when the run ended" in aside.why
+    blocks.free.set()
+
+
+def test_lost_rows_are_counted_in_the_metrics_and_named_at_the_end(tmp_path: Path):
+    (tmp_path / "tensorboard").write_text("a file where TensorBoard wants a folder")
+    writer = MetricsWriter(tmp_path, tensorboard=True)
+    writer.write(1, {"a": 1.0})
+    deadline = time.monotonic() + 60  # its import takes a while
+    while not writer.warning:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    writer.write(2, {"a": 2.0})
+    writer.close()
+    first, second = read_metrics(tmp_path)
+    assert (first["a"], first["faults/rows_lost"]) == (1.0, 0.0)
+    assert (second["a"], second["faults/rows_lost"]) == (2.0, 1.0)
+    assert "TensorBoard lost 2 rows of metrics: FileExistsError" in writer.warning
+
+
+def test_rows_that_a_full_disk_refuses_are_written_when_there_is_room(tmp_path: Path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs here")
+    try:
+        writer = MetricsWriter(folder, tensorboard=False)
+        writer.write(1, {"a": 1.0})
+        filler = folder / "filler"
+        with pytest.raises(OSError), open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        for step in range(2, 102):
+            writer.write(step, {"a": float(step)})
+        assert "rows: no room on the disk" in writer.warning
+        whole = (folder / METRICS).read_text().splitlines()
+        assert all(json.loads(line) for line in whole) and len(whole) < 101
+        filler.unlink()
+        writer.write(102, {"a": 102.0})
+        assert [row["step"] for row in read_metrics(folder)] == list(range(1, 103))
+        assert not writer.warning
+        writer.close()
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
