@@ -68,7 +68,8 @@ class ClusterConfig(BaseModel):
 
     weight_backend: Literal["auto", "shm", "ray", "nccl", "ipc"] = "auto"
     """How weights reach the samplers: a memory-mapped file, Ray's object store (and only what
-    changed of them), NCCL, or CUDA IPC."""
+    changed of them), NCCL, or CUDA IPC. `auto` takes NCCL for GPUs, else the file on one machine
+    and the object store on several."""
 
     weight_directory: str = "/dev/shm"
     """Folder of the memory-mapped file; learner rank 0 and all samplers must share it."""
@@ -138,6 +139,10 @@ class CheckpointConfig(BaseModel):
     grace: float = Field(default=20.0, ge=0)
     """Seconds for a last checkpoint when SIGTERM or Ctrl-C ends the run. Without one nothing is
     lost either: what was trained since the one before is replayed from the recorded tables."""
+
+    reshard: bool = False
+    """Let a run go on with another `learner.ranks`, or with `learner.zero.stage` 2 in place of 1 or
+    the reverse. Its sums are then taken in another order: equal up to rounding."""
 
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the run folder's newest complete checkpoint; `never` refuses a run folder

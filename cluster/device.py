@@ -42,15 +42,16 @@ class Device:
     """vLLM arguments that this device wants."""
 
 
-def resolve(config: RunConfig, *, gpus: float) -> Device:
-    """Decide for a cluster with this many GPUs. Raises ValueError for what cannot be."""
+def resolve(config: RunConfig, *, gpus: float, nodes: int = 1) -> Device:
+    """Decide for a cluster with this many GPUs and machines. Raises ValueError for what cannot
+    be."""
     wanted = config.cluster.device
     if wanted == "cuda" and not gpus:
         raise ValueError(
             "cluster.device=cuda, but the Ray cluster has no GPU: use cluster.device=cpu"
         )
     kind = wanted if wanted != "auto" else ("cuda" if gpus else "cpu")
-    device = _cuda(config) if kind == "cuda" else _cpu(config)
+    device = _cuda(config) if kind == "cuda" else _cpu(config, nodes)
     backend = device.weight_backend
     if kind == "cpu" and backend not in ("shm", "ray"):
         raise ValueError(f"cluster.weight_backend={backend} needs GPUs; on CPU it is shm or ray")
@@ -65,14 +66,15 @@ def _bound(config: RunConfig, dtype: str) -> float:
     return config.cluster.canary_bound or (1e-3 if dtype == "float32" else 0.5)
 
 
-def _cpu(config: RunConfig) -> Device:
+def _cpu(config: RunConfig, nodes: int) -> Device:
     dtype = _dtype(config, "float32")
     backend = config.cluster.weight_backend
+    automatic = "shm" if nodes == 1 else "ray"  # machines need not share a folder in memory
     return Device(
         kind="cpu",
         dtype=dtype,
         collectives="gloo",
-        weight_backend="shm" if backend == "auto" else backend,
+        weight_backend=automatic if backend == "auto" else backend,
         canary_bound=_bound(config, dtype),
         resource="CPU",
         share=0.5,  # under a synchronous schedule learners and samplers take turns

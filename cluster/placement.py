@@ -91,6 +91,9 @@ class Fleet:
         self._learner = self._factory(LearnerActor, "learner", self._device.learner_env, 1)
         self._sampler = self._factory(SamplerActor, "sampler", self._device.sampler_env, tensor)
         self._scorer = self._factory(ScorerActor, "scorer", {}, 0)
+        # The ranks are made first: where a node runs out of memory, Ray kills the youngest.
+        learners = asyncio.ensure_future(self.start_learners())
+        await asyncio.sleep(0)
         self.samplers.adopt([self._sampler(index) for index in range(shape.samplers)])
         self.scorers.adopt([self._scorer(index) for index in range(shape.scorers)])
         if shape.scorers:
@@ -102,7 +105,7 @@ class Fleet:
             calls += self.scorers.submit("start", self._config.rewards)
             for name, pool in self.services.items():
                 calls += pool.submit("start", self._service_configs[name])
-            await asyncio.gather(self.start_learners(), self._ready(calls))  # first failure first
+            await asyncio.gather(learners, self._ready(calls))  # first failure first
             await self.connect(self.samplers.live)
         finally:
             waiting.cancel()

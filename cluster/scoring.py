@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cluster.errors import Lost
 from cluster.pool import Pool
 from rewards import Attempt, RewardConfig, Score, Task
 from rewards.packed import PackedVerdicts, Verdicts, pack_group, seconds_of, unpack_verdicts
@@ -120,7 +121,7 @@ class Scorers:
         self._seconds_per_group = TRAVEL_SECONDS
 
     async def verdicts(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdicts]:
-        """Raises RuntimeError naming a scorer that does not answer."""
+        """Raises Lost when scorers die of it, RuntimeError naming one that does not answer."""
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(Waiting(task, attempts, answer))
         self._send()
@@ -154,6 +155,11 @@ class Scorers:
             groups = [pack_group(each.task, each.attempts, self._needs) for each in together]
             judged = await self._pool.call("judge", groups)
             self._deliver(together, judged)
+        except Lost as error:  # scorers died of one of them: each is asked for alone
+            if len(together) == 1:
+                together[0].answer.set_exception(error)
+            else:
+                self._waiting.extendleft(replace(each, alone=True) for each in together[::-1])
         except BaseException as error:  # whatever it is, nobody may wait for ever
             for each in together:
                 if not each.answer.done():
@@ -190,7 +196,7 @@ class Scoring:
         self._rubric = rubric_of(config, max_tokens)
         functions = functions_of(config)
         self._wants_tokens = any(verifier.form.wants_tokens for verifier in functions)
-        self._has_functions = bool(functions)
+        self._functions = [verifier.name for verifier in functions]
         self._scorers = Scorers(scorers, self._rubric.needs)
         self._services = services
 
@@ -211,11 +217,14 @@ class Scoring:
                 found[i][name] = verdict
 
         async def ask_scorers() -> None:
-            verdicts = await self._scorers.verdicts(task, attempts)
+            try:
+                verdicts = await self._scorers.verdicts(task, attempts)
+            except Lost as error:  # like a verifier that fails
+                verdicts = [dict.fromkeys(self._functions, failure(error)) for _ in attempts]
             for mine, theirs in zip(found, verdicts, strict=True):
                 mine |= theirs
 
-        asking: list[Any] = [ask_scorers()] if self._has_functions else []
+        asking: list[Any] = [ask_scorers()] if self._functions else []
         if wanted:
             asking += [ask_service(name, pool) for name, pool in self._services.items()]
         await asyncio.gather(*asking)

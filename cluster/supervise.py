@@ -38,6 +38,8 @@ from cluster.sweep import processes_of
 from rollout.schema import Damaged, Sealed
 
 BEAT_SECONDS = 2.0
+HEAD_SECONDS = 30.0
+"""Without an answer of Ray's head. After 60, Ray aborts the process."""
 T = TypeVar("T")
 
 
@@ -101,6 +103,7 @@ class Supervisor:
         async with asyncio.TaskGroup() as self._tasks:
             self._fleet.samplers.lost = self._sampler_lost
             self._fleet.scorers.lost = self._scorer_lost
+            self._tasks.create_task(self._watch_head())
             while True:
                 await asyncio.sleep(BEAT_SECONDS)
                 fleet = self._fleet
@@ -112,6 +115,25 @@ class Supervisor:
                 if all(well) and self._has_room():
                     self._tasks.create_task(self._join(len(fleet.samplers.members)))
                     await asyncio.sleep(0)
+
+    async def _watch_head(self) -> None:
+        """Raises RuntimeError when Ray's head is gone: soon after, Ray would end this process."""
+        address = ray.get_runtime_context().gcs_address
+        host, _, port = address.rpartition(":")
+        seen = time.monotonic()
+        while True:
+            with contextlib.suppress(OSError):  # TimeoutError is one
+                async with asyncio.timeout(BEAT_SECONDS):
+                    _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+                writer.close()
+                seen = time.monotonic()
+            if time.monotonic() - seen > HEAD_SECONDS:
+                raise RuntimeError(
+                    f"Ray's head at {address} has not answered for {HEAD_SECONDS:.0f} s: the "
+                    "cluster is lost. The same command on another cluster, with this run folder, "
+                    f"goes on from step {self.version}"
+                )
+            await asyncio.sleep(BEAT_SECONDS)
 
     async def _beat(self, pool: Pool, member: Member) -> bool:
         """Whether it is well."""

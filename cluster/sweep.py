@@ -1,10 +1,16 @@
-"""No process of a run outlives it."""
+"""Nothing of a run outlives it: no process, no temporary folder."""
 
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 from cluster.actors import RUN_MARK
+from rollout.sampler import TEMPORARY
+
+SESSION = ".ray_session"
+"""File of a run folder: where the Ray that was started for it has its own. There while it runs."""
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -21,8 +27,27 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
+def remember_session(folder: Path, session: Path) -> None:
+    (folder / SESSION).write_text(str(session))
+
+
+def forget_session(folder: Path, *, keep_logs: bool) -> None:
+    """Remove what Ray wrote on this machine; its logs go to `ray_logs/` of the run folder where
+    they may say why a run failed."""
+    file = folder / SESSION
+    if not file.exists():
+        return
+    session = Path(file.read_text())
+    if keep_logs and (session / "logs").is_dir():
+        shutil.copytree(session / "logs", folder / "ray_logs", dirs_exist_ok=True)
+    if session.name.startswith("session_"):
+        shutil.rmtree(session, ignore_errors=True)
+    file.unlink()
+
+
 def sweep(folder: Path) -> int:
-    """Kill them, the frozen ones included; how many there were."""
+    """Kill its processes, the frozen ones included, and remove what they left in temporary places;
+    how many processes there were."""
     killed = 0
     for pid in processes_of(folder):
         try:
@@ -30,4 +55,9 @@ def sweep(folder: Path) -> int:
             killed += 1
         except OSError:
             continue
+    forget_session(folder, keep_logs=False)
+    for temporary in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        pid = temporary.name.removeprefix(TEMPORARY).partition("-")[0]
+        if not Path("/proc", pid).exists():
+            shutil.rmtree(temporary, ignore_errors=True)
     return killed

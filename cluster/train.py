@@ -33,7 +33,10 @@ from cluster.placement import Shape
 from cluster.progress import Progress
 from cluster.report import result_of, show
 from cluster.run import Run
-from cluster.sweep import sweep
+from cluster.sweep import forget_session, remember_session, sweep
+
+RESHARDED = ("learner.ranks", "learner.zero.stage")
+"""What may differ where a run goes on with `checkpoint.reshard`."""
 
 JOB_FOLDER = "runtime_resources"
 """Part of the path of the folder that Ray unpacks a submitted job into, and deletes with it."""
@@ -70,7 +73,7 @@ def execute(
 ) -> dict[str, Any]:
     """Run inside a claimed folder and a Ray session."""
     _save_config(config)
-    device = resolve(config, gpus=ray.cluster_resources().get("GPU", 0))
+    device = device_of(config)
     check_capacity(config, device, Shape.of(config, learns=True, samples=inputs.needs_samplers))
     for note in inputs.notes:
         progress.line(note)
@@ -106,7 +109,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> dict[str, float
         inputs = inputs_module.read(config, held_out_only=True)
         progress = Progress(config.logging.progress)
         with ray_session(config, progress):
-            device = resolve(config, gpus=ray.cluster_resources().get("GPU", 0))
+            device = device_of(config)
             check_capacity(config, device, Shape.of(config, learns=False, samples=True))
             run = Run(config, inputs, device, progress, learns=False)
             try:
@@ -247,16 +250,24 @@ def _check_same_run(config: RunConfig, folder: Path) -> None:
         defaults = json.loads(json.dumps(RunConfig().deciding()))
         since = {key: value for key, value in defaults.items() if key in ours}
         theirs = since | json.loads(saved.read_text())["deciding"]
-        if theirs != ours:
-            changed = [
-                f"  {key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} here"
-                for key in sorted({*theirs, *ours})
-                if theirs.get(key) != ours.get(key)
-            ]
+        differ = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
+        changed = [
+            f"  {key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} here"
+            for key in differ
+        ]
+        if not {*differ} <= {*RESHARDED}:
             raise ValueError(
                 f"{folder} is a run of another config; set another name, or start anew with "
                 "--fresh (the old folder is moved aside). What differs:\n" + "\n".join(changed)
             )
+        if differ and not config.checkpoint.reshard:
+            raise ValueError(
+                f"{folder} is a run of other ranks. It can go on with these, its numbers equal up "
+                "to rounding, if you set checkpoint.reshard=true:\n" + "\n".join(changed)
+            )
+        if differ:
+            print(f"{folder} goes on resharded:\n" + "\n".join(changed))
+            write_json(saved, json.loads(saved.read_text()) | {"deciding": ours})
     else:
         write_json(saved, {"deciding": ours, "config": config.model_dump(mode="json")})
 
@@ -311,17 +322,30 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
         progress.line(f"joining the Ray cluster at {address}")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        ray.init(address=address, **options)
+        context: Any = ray.init(address=address, **options)
     except ConnectionError as error:
         raise RuntimeError(f"no Ray cluster at {address}: {error}") from error
     if address == "local":
+        remember_session(config.folder, Path(context.address_info["session_dir"]))
         token = Path.home() / ".ray" / "auth_token"  # Ray makes it for all to read
         with contextlib.suppress(OSError):
             token.chmod(0o600)
+    failed = True
     try:
         yield
+        failed = False
+    except (Stopped, ValueError):
+        failed = False
+        raise
     finally:
         ray.shutdown()
+        forget_session(config.folder, keep_logs=failed)
+
+
+def device_of(config: RunConfig) -> Device:
+    """Decided for the Ray cluster that there is."""
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return resolve(config, gpus=ray.cluster_resources().get("GPU", 0), nodes=nodes)
 
 
 def check_capacity(config: RunConfig, device: Device, shape: Shape) -> None:

@@ -7,6 +7,7 @@ gradient accumulation is off: any number of backward passes, then one step.
 
 import math
 import os
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from learner.config import LearnerConfig, OptimConfig
 from learner.presets import merged
+from learner.shards import Layout, check_shard, layout_of, make_universal
 
 TAG = "learner"
 
@@ -153,36 +155,49 @@ class Engine:
         self._ds.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """Raises RuntimeError when the shards are not there for this rank and stage, ValueError
-        when one of them would run code: DeepSpeed unpickles whatever it finds."""
-        for shard in sorted((folder / TAG).glob("*.pt")):
-            _check_shard(shard)
+        """From the shards of this many ranks or of others: a collective. Raises RuntimeError when
+        they are of a ZeRO stage that cannot become this one, ValueError when one of them would run
+        code: DeepSpeed unpickles whatever it finds."""
+        shards = sorted((folder / TAG).glob("*.pt"))
+        for shard in shards:
+            check_shard(shard)
+        saved, wanted = layout_of(shards), self._layout
+        if saved.family != wanted.family:
+            raise RuntimeError(
+                f"{folder} is of {saved}, this learner has {wanted}: a run may go on with another "
+                "number of ranks, and change between the stages 1 and 2, but not this"
+            )
+        if saved == wanted or wanted.family == "0":  # then each rank's state is the whole
+            self._load(folder)
+        else:
+            self._load_resharded(folder)
+
+    def _load(self, folder: Path) -> None:
         path, _ = self._ds.load_checkpoint(str(folder), tag=TAG)
         if path is None:
-            raise RuntimeError(
-                f"{folder} holds no learner state for {self._placement.ranks} ranks at ZeRO stage "
-                f"{self.stage}: resume with the ranks and stage of the run that saved it"
-            )
+            raise RuntimeError(f"{folder} holds no state for {self._layout}")
 
+    def _load_resharded(self, folder: Path) -> None:
+        """By way of DeepSpeed's universal checkpoint, made by the first rank beside this one, which
+        stays as it is."""
+        whole = folder.with_name(f"resharded-{folder.name}")
+        if self._placement.rank == 0:
+            shutil.rmtree(whole, ignore_errors=True)
+            make_universal(folder / TAG, whole / TAG)
+        torch.distributed.barrier()
+        self._ds._config.load_universal_checkpoint = True
+        try:
+            self._load(whole)
+        finally:
+            self._ds._config.load_universal_checkpoint = False
+        torch.distributed.barrier()
+        if self._placement.rank == 0:
+            shutil.rmtree(whole, ignore_errors=True)
 
-SHARD_TYPES = {
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-}
-"""What DeepSpeed writes into its shards besides tensors and plain values."""
-
-
-def _check_shard(path: Path) -> None:
-    """Look at the types in a pickle without loading it."""
-    try:
-        found = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception as error:  # whatever torch makes of a file that is none of its own
-        raise ValueError(f"{path} is no file of torch's: {error}") from error
-    foreign = sorted(set(found) - SHARD_TYPES)
-    if foreign:
-        raise ValueError(f"{path} holds {', '.join(foreign)}, which no run of ours writes")
+    @property
+    def _layout(self) -> Layout:
+        family = "0" if self._plain else ("3" if self.stage == 3 else "1 or 2")
+        return Layout(family, self._placement.ranks)
 
 
 def shard_frozen(module: torch.nn.Module) -> Any:

@@ -7,14 +7,18 @@ meet a running step. Tokens in, tokens out: nothing is re-tokenized, text is a v
 verifiers.
 """
 
+import contextlib
 import gc
 import hashlib
 import itertools
+import os
 import queue
+import shutil
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -29,6 +33,9 @@ STAGING = 0.5
 """How long new weights are made ready after a decode step, in such steps."""
 IDLE_SECONDS = 0.1
 """The same while nothing is decoded; what is asked meanwhile waits."""
+
+TEMPORARY = "cohort-sampler-"
+"""What the name of a starting engine's temporary folder begins with; its process id follows."""
 
 Phase = Literal["init", "start", "update"]
 
@@ -130,7 +137,8 @@ class Sampler:
 
     def _own_engine(self, args: dict[str, Any], started: Future) -> None:
         try:
-            self._engine = _build_engine(args)
+            with _nothing_left_behind():
+                self._engine = _build_engine(args)
             self._engine.set_weight_version("0")
             self._tokenizer = _load_tokenizer(args["model"])
         except BaseException as error:
@@ -517,6 +525,21 @@ class Sampler:
         self._closing = True
         self._do(stop).result()
         self._thread.join()
+
+
+@contextlib.contextmanager
+def _nothing_left_behind() -> Iterator[None]:
+    """vLLM starts with files and sockets in the temporary folder, of which nobody needs the names
+    any more once it runs, and which nobody removes when this process is killed."""
+    before, cached = os.environ.get("TMPDIR"), tempfile.tempdir
+    folder = tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-")
+    try:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        yield
+    finally:
+        tempfile.tempdir = cached
+        os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _build_engine(args: dict[str, Any]) -> Any:

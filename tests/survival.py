@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,8 +35,13 @@ class Live:
 
     under_way: ClassVar[list["Live"]] = []
 
-    def __init__(self, folder: Path, tiny: Path, name: str, **options: str) -> None:
+    def __init__(
+        self, folder: Path, tiny: Path, name: str, *, begin: Callable = start, **options: str
+    ) -> None:
+        """`options` are the recipe's; those that begin with RAY_ go into the environment."""
         folder.mkdir(exist_ok=True)
+        self._begin = begin
+        self._env = {key: options.pop(key) for key in list(options) if key.startswith("RAY_")}
         verifier = folder / "spread.py"
         verifier.write_text(SPREAD)
         rewards = f'{{"{verifier}:verify": 1.0}}'
@@ -44,11 +51,14 @@ class Live:
         self.faults = folder / f"{name}.faults"
         self.faults.mkdir(exist_ok=True)
         self.output = ""
+        # Ray's sockets allow paths of 107 characters only, so not below pytest's folder.
+        self.temporary = Path(tempfile.mkdtemp(prefix="co"))
         self.again()
 
     def again(self) -> None:
         """The same command."""
-        self.process = start("train", *self.arguments, COHORT_FAULTS=str(self.faults))
+        env = {**self._env, "TMPDIR": str(self.temporary), "COHORT_FAULTS": str(self.faults)}
+        self.process = self._begin("train", *self.arguments, **env)
         self.under_way.append(self)
 
     def until(self, condition, what: str, seconds: float = 240) -> None:
@@ -100,7 +110,15 @@ class Live:
             raise AssertionError(f"no end within {seconds} s:\n{more[-6000:]}") from None
         self.output += more
         assert expect is None or self.process.returncode == expect, self.output[-6000:]
+        if expect is not None:
+            wait_until(lambda: not self.leftovers(), 15, f"nothing left: {self.leftovers()}")
         return self.output
+
+    def leftovers(self) -> list[str]:
+        """What the run has in temporary places: all but Ray's folder of sessions, which is empty,
+        and its link to the last of them."""
+        expected = {"ray", "session_latest"}
+        return [str(p) for p in self.temporary.rglob("*") if p.name not in expected]
 
 
 def digest_of(folder: Path) -> str:

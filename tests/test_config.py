@@ -174,6 +174,14 @@ def test_a_gpu_cluster_gets_gpu_decisions():
     assert (device.weight_backend, device.collectives) == ("nccl", "nccl")
 
 
+def test_several_machines_need_no_folder_in_memory(tiny: Path):
+    config = load([], [f"model.path={tiny / 'model'}"]).config
+    assert resolve(config, gpus=0).weight_backend == "shm"
+    assert resolve(config, gpus=0, nodes=2).weight_backend == "ray"
+    chosen = load([], [f"model.path={tiny / 'model'}", "cluster.weight_backend=shm"]).config
+    assert resolve(chosen, gpus=0, nodes=2).weight_backend == "shm"
+
+
 def test_a_cpu_cluster_refuses_gpu_backends(tiny: Path):
     settings = [f"model.path={tiny / 'model'}", "cluster.weight_backend=nccl"]
     with pytest.raises(ValueError, match="needs GPUs"):

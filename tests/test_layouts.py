@@ -253,16 +253,16 @@ def test_a_pickle_in_a_checkpoint_never_runs(tmp_path: Path):
     """Not even in a shard whose digest is right, as in a run folder made by somebody else."""
     import torch
 
-    from learner.engine import _check_shard
+    from learner.shards import check_shard
 
     marker = tmp_path / "marker"
     honest, bad = tmp_path / "honest.pt", tmp_path / "bad.pt"
     torch.save({"w": torch.ones(3), "step": 4}, honest)
-    _check_shard(honest)
+    check_shard(honest)
     torch.save({"w": torch.ones(3), "more": Marks(marker)}, bad)
     with pytest.raises(ValueError, match=r"holds (posix|os)\.system"):
-        _check_shard(bad)
+        check_shard(bad)
     bad.write_bytes(pickle.dumps(Marks(marker)))
     with pytest.raises(ValueError, match="is no file of torch's"):
-        _check_shard(bad)
+        check_shard(bad)
     assert not marker.exists()

@@ -298,6 +298,35 @@ def test_a_scorer_that_fails_fails_all_that_travel():
     assert len(judged(judge, 20)) == 20, "nobody waits for ever"
 
 
+def test_a_group_that_scorers_die_of_harms_no_other():
+    class Dies(Judge):
+        async def call(self, _: str, groups: list[dict]) -> list:
+            if any("77" in group["text"] for group in groups):
+                raise Lost("scorer/0, judge", "out of memory")
+            return await super().call(_, groups)
+
+    found = judged(Dies(), 500)
+    assert [f for f in found if not isinstance(f, BaseException)] == [
+        n for n in range(500) if n != 77
+    ]
+    assert isinstance(found[77], Lost)
+
+
+def test_a_group_that_scorers_die_of_is_unscorable():
+    from cluster.scoring import Scoring
+    from rewards import RewardConfig
+
+    class Dies(Judge):
+        async def call(self, _: str, groups: list[dict]) -> list:
+            raise Lost("scorer/0, judge", "out of memory")
+
+    config = RewardConfig.model_validate({"verifiers": {"number": 1.0, "think_number": 0.2}})
+    scoring = Scoring(config, 8, Dies(), {})  # type: ignore[arg-type]
+    scores = asyncio.run(scoring.score(prompt(), [completion(), completion()]))
+    assert [score.outcome for score in scores] == ["unscorable"] * 2
+    assert "scorer/0, judge: out of memory" in scores[0].note
+
+
 def test_whoever_is_free_first_takes_the_next_group():
     from cluster.scoring import Scorers
     from rewards import Attempt, Task

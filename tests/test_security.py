@@ -106,11 +106,15 @@ def test_secrets_of_the_environment_are_in_no_file_log_or_command_line(tiny: Pat
         process = start("train", *arguments, RAY_TMPDIR=sessions, **secrets)
         wait_until(lambda: service.asked or process.poll() is not None, 120, "the service's call")
         assert not [line for line in command_lines() if CANARY.encode() in line]
+        rows = tmp_path / "outputs" / "run" / "metrics.jsonl"
+        wait_until(
+            lambda: process.poll() is not None or '"step": 2' in rows.read_text(), 120, "step 2"
+        )
+        assert list(Path(sessions).rglob("*.log")), "Ray's logs are elsewhere"
+        assert holders(Path(sessions)) == [], "in Ray's logs"
         output, _ = process.communicate(timeout=200)
         assert process.returncode == 0, output[-4000:]
         assert CANARY not in output
-        assert list(Path(sessions).rglob("*.log")), "Ray's logs are elsewhere"
-        assert holders(Path(sessions)) == [], "in Ray's logs"
     assert holders(tmp_path) == [], "in the run folder"
     sent = [value for asked in service.headers for value in asked.values()]
     assert any(CANARY in value for value in sent), "the key never reached the service"

@@ -16,14 +16,13 @@ import ray
 from cluster import inputs as inputs_module
 from cluster import loop
 from cluster.config import RunConfig
-from cluster.device import resolve
 from cluster.metrics import read_metrics
 from cluster.placement import Shape
 from cluster.planner.costs import Constants, Measured, Model, Table, volume
 from cluster.planner.simulate import Workload, simulate
 from cluster.progress import Progress
 from cluster.run import Run
-from cluster.train import check_capacity, guarded, ray_session
+from cluster.train import check_capacity, device_of, guarded, ray_session
 from rollout import ScoredGroup
 from rollout.sampler import sample_seed
 from rollout.schema import seal
@@ -74,7 +73,7 @@ def measure(config: RunConfig, model: Model) -> Constants:
         inputs = inputs_module.read(config)
         progress = Progress(config.logging.progress)
         with ray_session(config, progress):
-            device = resolve(config, gpus=ray.cluster_resources().get("GPU", 0))
+            device = device_of(config)
             check_capacity(config, device, Shape.of(config, learns=True, samples=True))
             run = Unsaved(config, inputs, device, progress)
             try:

@@ -1,0 +1,107 @@
+"""A training state that goes on with another number of ranks, or another ZeRO stage."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ranks import digest, on_ranks, save_tables, train
+from test_damage import tables_of
+
+from learner.learner import Learner
+
+pytestmark = pytest.mark.deepspeed
+
+AT = 3
+
+
+def settings(stage: int) -> dict:
+    return {"optim": {"lr": 1e-3}, "algorithm": {"name": "grpo"}, "zero": {"stage": stage}}
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return save_tables(tables_of(6), tmp_path_factory.mktemp("tables"))
+
+
+def weights(learner: Learner, path: str) -> None:
+    state = learner._source.full_state(keep=learner._placement.rank == 0)
+    if learner._placement.rank == 0:
+        np.save(path, np.concatenate([each.numpy().ravel() for each in state.values()]))
+
+
+def undisturbed(learner: Learner, paths: list[str], folder: str) -> str:
+    train(learner, paths[:AT])
+    learner.save(f"{folder}/saved", AT)
+    weights(learner, f"{folder}/saved.npy")
+    seen = digest(learner)
+    train(learner, paths[AT:])
+    weights(learner, f"{folder}/end.npy")
+    return seen
+
+
+def go_on(learner: Learner, paths: list[str], folder: str, forget: bool) -> str:
+    """From the saved state, or from its weights alone."""
+    learner.load(f"{folder}/saved", AT)
+    seen = digest(learner)
+    if forget:
+        learner._engine._ds.optimizer.optimizer.state.clear()
+    train(learner, paths[AT:])
+    weights(learner, f"{folder}/found.npy")
+    return seen
+
+
+def apart(folder: Path) -> float:
+    """How far the two ends are from each other / from where they went on."""
+    saved, end, found = (np.load(folder / f"{name}.npy") for name in ("saved", "end", "found"))
+    return float(np.abs(end - found).mean() / np.abs(end - saved).mean())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((1, 2), (1, 1)),
+        ((1, 2), (2, 1)),
+        ((2, 1), (1, 2)),
+        ((3, 2), (3, 1)),
+        ((3, 1), (3, 2)),
+        ((0, 2), (0, 1)),
+    ],
+    ids=lambda each: f"stage{each[0]}x{each[1]}",
+)
+def test_a_state_goes_on_with_other_ranks_or_another_stage(
+    before: tuple[int, int],
+    after: tuple[int, int],
+    tables: list[str],
+    tiny: Path,
+    tmp_path: Path,
+):
+    model = tiny / "model"
+    stage, ranks = before
+    common = {"model": model, "config": settings(stage), "ranks": ranks}
+    [expected, *_] = on_ranks(undisturbed, tmp_path, tables, str(tmp_path), **common)
+    files = sorted(path.name for path in tmp_path.rglob("*"))
+    stage, ranks = after
+    common = {"model": model, "config": settings(stage), "ranks": ranks}
+    for seen in on_ranks(go_on, tmp_path, tables, str(tmp_path), False, **common):
+        assert seen == expected, "the weights are not those that were saved"
+    assert apart(tmp_path) < 1e-3
+    left = {path.name for path in tmp_path.rglob("*")} - {*files, "found.npy", "result-1.json"}
+    assert not left, "a resharded state is left behind"
+
+
+def test_moments_matter_to_that_measure(tables: list[str], tiny: Path, tmp_path: Path):
+    common = {"model": tiny / "model", "config": settings(1), "ranks": 1}
+    on_ranks(undisturbed, tmp_path, tables, str(tmp_path), **common)
+    on_ranks(go_on, tmp_path, tables, str(tmp_path), True, **common)
+    assert apart(tmp_path) > 0.1, "Adam without its moments would pass for Adam with them"
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3), (0, 1), (2, 0)])
+def test_what_cannot_be_resharded_is_refused_by_name(
+    before: int, after: int, tables: list[str], tiny: Path, tmp_path: Path
+):
+    common = {"model": tiny / "model", "ranks": 1}
+    arguments = (tables, str(tmp_path))
+    on_ranks(undisturbed, tmp_path, *arguments, config=settings(before), **common)
+    with pytest.raises(RuntimeError, match="may go on with another number of ranks"):
+        on_ranks(go_on, tmp_path, *arguments, False, config=settings(after), **common)
