@@ -149,11 +149,19 @@ class Fleet:
     async def start_sampler(self, index: int) -> Member:
         """A new one in the place of a lost one, or behind the last. It serves nobody yet."""
         member = self.samplers.place(index, self._sampler(index))
-        start = member[1].start.remote(*self._sampler_arguments())
+        return await self._start(self.samplers, member, *self._sampler_arguments())
+
+    async def start_scorer(self, index: int) -> Member:
+        """The same of a scorer."""
+        member = self.scorers.place(index, self._scorer(index))
+        return await self._start(self.scorers, member, self._config.rewards)
+
+    async def _start(self, pool: Pool, member: Member, *arguments: Any) -> Member:
+        index, actor = member
         try:
-            await self._ready([(f"sampler/{index}", start)])
+            await self._ready([(f"{pool.name}/{index}", actor.start.remote(*arguments))])
         except BaseException:
-            ray.kill(member[1])
+            ray.kill(actor)
             raise
         return member
 

@@ -38,6 +38,8 @@ from cluster.sweep import processes_of
 from rollout.schema import Damaged, Sealed
 
 BEAT_SECONDS = 2.0
+SCORER_TRIES = 5
+"""In a row"""
 HEAD_SECONDS = 30.0
 """Without an answer of Ray's head. After 60, Ray aborts the process."""
 T = TypeVar("T")
@@ -260,10 +262,25 @@ class Supervisor:
             await self._fleet.connect_all()
 
     def _scorer_lost(self, index: int, why: str) -> None:
+        ray.kill(self._fleet.scorers.members[index])
+        self._tasks.create_task(self._replace_scorer(index, why))
+
+    async def _replace_scorer(self, index: int, why: str) -> None:
         who = f"scorer/{index}"
         why = self._frozen.pop(who, why)
-        self._fleet.replace_scorer(index, why)
-        self._record(who, why, "replaced", time.monotonic())
+        for _ in range(SCORER_TRIES):
+            started = time.monotonic()
+            self._progress.line(f"{who} is lost ({why}); a new one takes its place")
+            try:
+                newcomer = await self._fleet.start_scorer(index)
+            except Lost as lost:  # perhaps its node is gone, and Ray does not know yet
+                self._record(who, why, "replaced, lost again", started)
+                why = str(lost)
+                continue
+            self._fleet.scorers.put(newcomer)
+            self._record(who, why, "replaced", started)
+            return
+        raise RuntimeError(f"{why}: no scorer came in its place in {SCORER_TRIES} tries")
 
     # -- the learner ------------------------------------------------------------------------------
 
