@@ -119,7 +119,7 @@ def _address_of(buffer: bytearray) -> int:
 
 
 class Nodes:
-    """Namespaces `cohort-<pid>-0`, `-1`, ... with addresses 10.77.0.1, .2, ... and Ray in them."""
+    """Namespaces `cohort-<tag>-0`, `-1`, ... with addresses 10.77.0.1, .2, ... and Ray in them."""
 
     def __init__(self, count: int) -> None:
         self.env = environment(
@@ -127,13 +127,14 @@ class Nodes:
             RAY_AUTH_TOKEN=secrets.token_hex(16),
             PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         )
-        self._names = [f"cohort-{os.getpid()}-{index}" for index in range(count)]
+        self._tag = secrets.token_hex(3)  # the kernel takes its time to forget names
+        self._names = [f"cohort-{self._tag}-{index}" for index in range(count)]
         # Ray's sockets allow paths of 107 characters only, so not below pytest's folder.
         self.folder = Path(tempfile.mkdtemp(prefix="nodes-"))
         self._rays: dict[int, list[subprocess.Popen]] = {}
         cables = []
         for index, name in enumerate(self._names):
-            outer, inner = f"co{os.getpid()}-{index}", f"ci{os.getpid()}-{index}"
+            outer, inner = f"co{self._tag}-{index}", self._card(index)
             hosts = Path("/etc/netns") / name / "hosts"  # of this namespace alone
             hosts.parent.mkdir(parents=True)
             hosts.write_text(f"127.0.0.1 localhost\n{self.address(index)} {socket.gethostname()}\n")
@@ -148,6 +149,9 @@ class Nodes:
             self._inside(index, f"import nodes; nodes._plain_frames({inner!r})")
             cables.append(outer)
         self.switch = Switch(cables)
+
+    def _card(self, index: int) -> str:
+        return f"ci{self._tag}-{index}"
 
     @staticmethod
     def address(index: int) -> str:
@@ -190,10 +194,10 @@ class Nodes:
 
     def cut(self, index: int) -> None:
         """Pull the cable out."""
-        _ip("-n", self._names[index], "link", "set", f"ci{os.getpid()}-{index}", "down")
+        _ip("-n", self._names[index], "link", "set", self._card(index), "down")
 
     def heal(self, index: int) -> None:
-        _ip("-n", self._names[index], "link", "set", f"ci{os.getpid()}-{index}", "up")
+        _ip("-n", self._names[index], "link", "set", self._card(index), "up")
 
     def end_ray(self, index: int) -> None:
         """Everything on a node, at once."""
