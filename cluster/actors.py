@@ -45,6 +45,14 @@ def leave_stacks() -> None:
     faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
 
 
+def show_stacks() -> None:
+    """The same, asked for from another machine; once."""
+    pattern = f"*.{os.getpid()}.txt"
+    files = list((Path(os.environ[RUN_MARK]) / "stacks").glob(pattern))
+    if files and not files[0].stat().st_size:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
 @ray.remote
 class SamplerActor:
     """One vLLM engine. Async: all calls are under way at the same time."""
@@ -67,6 +75,9 @@ class SamplerActor:
     async def beat(self) -> float:
         """Seconds since the engine's thread was last heard of, while it has something to do."""
         return self._sampler.silence if self._sampler is not None else 0.0
+
+    async def show_stacks(self) -> None:
+        show_stacks()
 
     async def score(self, token_ids: list[int]) -> list[float]:
         return (await asyncio.wrap_future(self._sampler.score(token_ids))).tolist()
@@ -128,6 +139,10 @@ class ScorerActor:
     @ray.method(concurrency_group="watch")
     def beat(self) -> float:
         return 0.0
+
+    @ray.method(concurrency_group="watch")
+    def show_stacks(self) -> None:
+        show_stacks()
 
     def __repr__(self) -> str:
         return "Scorer"
@@ -238,6 +253,10 @@ class LearnerActor:
     @ray.method(concurrency_group="watch")
     def beat(self) -> float:
         return 0.0
+
+    @ray.method(concurrency_group="watch")
+    def show_stacks(self) -> None:
+        show_stacks()
 
     def __repr__(self) -> str:
         return "Learner"

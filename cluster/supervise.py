@@ -432,8 +432,9 @@ class Supervisor:
         except OSError as error:
             self._progress.line(f"not in faults.jsonl ({error.strerror}): {line}")
 
-    def save_stacks(self) -> None:
-        """What every process of the run on this machine is doing, into `stacks/`."""
+    async def save_stacks(self) -> None:
+        """What every process of the run is doing, into `stacks/`: those on this machine, hung or
+        not, and those elsewhere that still answer."""
         folder = self._folder / "stacks"
         folder.mkdir(exist_ok=True)
         here = set(processes_of(self._folder))
@@ -446,6 +447,11 @@ class Supervisor:
             faulthandler.dump_traceback(file)
             for task in asyncio.all_tasks():
                 task.print_stack(limit=8, file=file)
+        pools = (self._fleet.samplers, self._fleet.learners, self._fleet.scorers)
+        asked = [answer(a.show_stacks.remote()) for pool in pools for _, a in pool.live]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BEAT_SECONDS):
+                await asyncio.gather(*asked, return_exceptions=True)
 
     def clean_up(self) -> None:
         """Of the stacks, what nobody wrote to."""

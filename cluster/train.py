@@ -170,7 +170,7 @@ async def _body(run: Run) -> None:
             await run.save_at_stop()
             raise
         except BaseException:
-            run.supervisor.save_stacks()
+            await run.supervisor.save_stacks()
             raise
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -325,6 +326,24 @@ def test_a_group_that_scorers_die_of_is_unscorable():
     scores = asyncio.run(scoring.score(prompt(), [completion(), completion()]))
     assert [score.outcome for score in scores] == ["unscorable"] * 2
     assert "scorer/0, judge: out of memory" in scores[0].note
+
+
+def test_an_actor_elsewhere_shows_its_stacks_when_asked_and_once(tmp_path: Path):
+    from cluster.actors import RUN_MARK, ScorerActor
+    from rewards import RewardConfig
+
+    env = {"runtime_env": {"env_vars": {RUN_MARK: str(tmp_path)}}}
+    scorer = ScorerActor.options(num_cpus=0, name="x/scorer/3", **env).remote()  # type: ignore
+    try:
+        config = RewardConfig.model_validate({"verifiers": {"number": 1.0}})
+        ray.get(scorer.start.remote(config), timeout=60)
+        for _ in range(2):
+            ray.get(scorer.show_stacks.remote(), timeout=10)
+            time.sleep(1)  # a signal takes its time
+    finally:
+        ray.kill(scorer)
+    [path] = (tmp_path / "stacks").glob("scorer-3.*.txt")
+    assert path.read_text().count("Current thread") == 1
 
 
 def test_whoever_is_free_first_takes_the_next_group():
