@@ -66,7 +66,14 @@ async def ask_all(members: Sequence[tuple[str, Any]], *, what: str, seconds: flo
     finally:
         for task in waiting:
             task.cancel()
+            task.add_done_callback(_heard)
     return [task.result() for task in tasks]
+
+
+def _heard(task: asyncio.Future[Any]) -> None:
+    """It may have failed in the very moment in which it was cancelled."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def answer(ref: Any) -> Any:

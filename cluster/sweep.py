@@ -1,5 +1,6 @@
 """Nothing of a run outlives it: no process, no temporary folder."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -39,7 +40,8 @@ def forget_session(folder: Path, *, keep_logs: bool) -> None:
         return
     session = Path(file.read_text())
     if keep_logs and (session / "logs").is_dir():
-        shutil.copytree(session / "logs", folder / "ray_logs", dirs_exist_ok=True)
+        with contextlib.suppress(OSError):  # a full disk may be why it failed
+            shutil.copytree(session / "logs", folder / "ray_logs", dirs_exist_ok=True)
     if session.name.startswith("session_"):
         shutil.rmtree(session, ignore_errors=True)
     file.unlink()

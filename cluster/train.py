@@ -35,9 +35,6 @@ from cluster.report import result_of, show
 from cluster.run import Run
 from cluster.sweep import forget_session, remember_session, sweep
 
-RESHARDED = ("learner.ranks", "learner.zero.stage")
-"""What may differ where a run goes on with `checkpoint.reshard`."""
-
 JOB_FOLDER = "runtime_resources"
 """Part of the path of the folder that Ray unpacks a submitted job into, and deletes with it."""
 
@@ -203,10 +200,10 @@ def claimed(config: RunConfig, *, fresh: bool = False) -> Iterator[None]:
             aside = folder.rename(free_name(folder))
         print(f"moved the earlier {folder} to {aside}")
     with _locked(folder):
-        _check_same_run(config, folder)
         left = sweep(folder)  # whoever has the lock has no processes yet
         if left:
             print(f"ended {left} processes that an earlier run in {folder} left behind")
+        _check_same_run(config, folder)
         try:
             yield
         finally:
@@ -255,7 +252,7 @@ def _check_same_run(config: RunConfig, folder: Path) -> None:
             f"  {key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} here"
             for key in differ
         ]
-        if not {*differ} <= {*RESHARDED}:
+        if not all(_is_resharding(key, theirs.get(key), ours.get(key)) for key in differ):
             raise ValueError(
                 f"{folder} is a run of another config; set another name, or start anew with "
                 "--fresh (the old folder is moved aside). What differs:\n" + "\n".join(changed)
@@ -270,6 +267,11 @@ def _check_same_run(config: RunConfig, folder: Path) -> None:
             write_json(saved, json.loads(saved.read_text()) | {"deciding": ours})
     else:
         write_json(saved, {"deciding": ours, "config": config.model_dump(mode="json")})
+
+
+def _is_resharding(key: str, there: Any, here: Any) -> bool:
+    """Whether a run may go on with this change, where `checkpoint.reshard` lets it."""
+    return key == "learner.ranks" or (key == "learner.zero.stage" and {there, here} == {1, 2})
 
 
 def _save_config(config: RunConfig) -> None:
@@ -313,6 +315,9 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         progress.line("starting Ray on this machine")
+        # One victim at a time where memory runs out, the youngest; and time for its children to go.
+        os.environ.setdefault("RAY_worker_killing_policy_by_group", "true")
+        os.environ.setdefault("RAY_memory_monitor_refresh_ms", "1000")
         options |= {
             "include_dashboard": False,
             "num_cpus": max(os.cpu_count() or 1, 2),  # the demo runs on one core, too: slower

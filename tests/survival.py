@@ -117,8 +117,9 @@ class Live:
     def leftovers(self) -> list[str]:
         """What the run has in temporary places: all but Ray's folder of sessions, which is empty,
         and its link to the last of them."""
-        expected = {"ray", "session_latest"}
-        return [str(p) for p in self.temporary.rglob("*") if p.name not in expected]
+        found = {path.name for path in self.temporary.glob("*")} - {"ray"}
+        found |= {path.name for path in self.temporary.glob("ray/*")} - {"session_latest"}
+        return sorted(found)
 
 
 def digest_of(folder: Path) -> str:
