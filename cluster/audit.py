@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cluster import checkpoint
@@ -168,7 +169,7 @@ def diff(one: Path, other: Path) -> int:
             unseen += 1
             continue
         tables = [read_table(run.path(step)) for run in runs]
-        changed = [name for name in LEARNED_FROM if not tables[0][name].equals(tables[1][name])]
+        changed = [name for name in LEARNED_FROM if not _same(tables[0][name], tables[1][name])]
         if changed:
             print(f"step {step}: the same prompts, but {', '.join(changed)} differ")
             return 1
@@ -177,6 +178,16 @@ def diff(one: Path, other: Path) -> int:
     if unseen:
         print(f"of {unseen} steps only the prompts were compared: a table is missing")
     return 0 if counts[0] == counts[1] and not unseen else 1
+
+
+def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
+    """Equal, a NaN to a NaN as well."""
+    if one.equals(other) or not pa.types.is_list(one.type):
+        return one.equals(other)
+    lists = [each.combine_chunks() for each in (one, other)]
+    sizes = [each.value_lengths() for each in lists]
+    flat = [each.flatten().to_numpy(zero_copy_only=False) for each in lists]
+    return sizes[0].equals(sizes[1]) and np.array_equal(*flat, equal_nan=flat[0].dtype.kind == "f")
 
 
 def rescore(folder: Path, overrides: Sequence[str]) -> int:

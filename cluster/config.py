@@ -68,8 +68,8 @@ class ClusterConfig(BaseModel):
 
     weight_backend: Literal["auto", "shm", "ray", "nccl", "ipc"] = "auto"
     """How weights reach the samplers: a memory-mapped file, Ray's object store (and only what
-    changed of them), NCCL, or CUDA IPC. `auto` takes NCCL for GPUs, else the file on one machine
-    and the object store on several."""
+    changed of them), NCCL, or CUDA IPC. `auto` takes NCCL for GPUs; else the file where the run
+    starts a Ray of its own, and the object store where it joins a cluster."""
 
     weight_directory: str = "/dev/shm"
     """Folder of the memory-mapped file; learner rank 0 and all samplers must share it."""
@@ -310,6 +310,7 @@ class RunConfig(BaseModel):
         """What decides the numbers: all fields but those that may change between a run and its
         continuation. Resuming with others is refused."""
         exact = ("output_dir", "name", "steps", "prepare", "sampler.max_replicas")
+        exact += ("learner.max_skipped_steps",)
         branches = ("checkpoint.", "logging.", "cluster.", "eval.")
         deciding = {
             key: value

@@ -42,16 +42,15 @@ class Device:
     """vLLM arguments that this device wants."""
 
 
-def resolve(config: RunConfig, *, gpus: float, nodes: int = 1) -> Device:
-    """Decide for a cluster with this many GPUs and machines. Raises ValueError for what cannot
-    be."""
+def resolve(config: RunConfig, *, gpus: float, one_machine: bool = True) -> Device:
+    """Decide for a cluster with this many GPUs. Raises ValueError for what cannot be."""
     wanted = config.cluster.device
     if wanted == "cuda" and not gpus:
         raise ValueError(
             "cluster.device=cuda, but the Ray cluster has no GPU: use cluster.device=cpu"
         )
     kind = wanted if wanted != "auto" else ("cuda" if gpus else "cpu")
-    device = _cuda(config) if kind == "cuda" else _cpu(config, nodes)
+    device = _cuda(config) if kind == "cuda" else _cpu(config, one_machine)
     backend = device.weight_backend
     if kind == "cpu" and backend not in ("shm", "ray"):
         raise ValueError(f"cluster.weight_backend={backend} needs GPUs; on CPU it is shm or ray")
@@ -66,10 +65,10 @@ def _bound(config: RunConfig, dtype: str) -> float:
     return config.cluster.canary_bound or (1e-3 if dtype == "float32" else 0.5)
 
 
-def _cpu(config: RunConfig, nodes: int) -> Device:
+def _cpu(config: RunConfig, one_machine: bool) -> Device:
     dtype = _dtype(config, "float32")
     backend = config.cluster.weight_backend
-    automatic = "shm" if nodes == 1 else "ray"  # machines need not share a folder in memory
+    automatic = "shm" if one_machine else "ray"  # machines need not share a folder in memory
     return Device(
         kind="cpu",
         dtype=dtype,

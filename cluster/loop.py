@@ -112,7 +112,8 @@ async def roll_out(run: Run, ticket: int) -> None:
         return
     run.sampled_groups += 1
     group = await asyncio.to_thread(run.judged, ticket, prompt, completions, scores)
-    if run.config.schedule.uniform_groups == "discard" and group.is_uniform:
+    discards = run.config.schedule.uniform_groups == "discard"
+    if discards and group.is_uniform and group.rewards:  # without any: rewards.max_unscorable
         await run.window.discard(ticket)
         guard(run, group)
     else:

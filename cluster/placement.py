@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ class Fleet:
         seconds = config.cluster.step_timeout
         self.learners = Pool("learner", [], seconds=seconds)
         self.samplers = Pool("sampler", [], seconds=seconds)
-        self.scorers = Pool("scorer", [], seconds=seconds, lost=self.replace_scorer, tries=2)
+        self.scorers = Pool("scorer", [], seconds=seconds, lost=self._scorer_lost)
         self._service_configs = services_of(config.rewards)
         self.services = {name: Pool(name, [], seconds=seconds) for name in self._service_configs}
         self._endpoint: Endpoint
@@ -91,14 +91,16 @@ class Fleet:
         self._learner = self._factory(LearnerActor, "learner", self._device.learner_env, 1)
         self._sampler = self._factory(SamplerActor, "sampler", self._device.sampler_env, tensor)
         self._scorer = self._factory(ScorerActor, "scorer", {}, 0)
-        # The ranks are made first: where a node runs out of memory, Ray kills the youngest.
         learners = asyncio.ensure_future(self.start_learners())
-        await asyncio.sleep(0)
+        if self._device.resource == "CPU":
+            # The ranks are made first, scorers last: where a node runs out of memory, Ray kills the
+            # youngest. On GPUs the larger engines are, so that they find a node that is free.
+            await asyncio.sleep(0)
         self.samplers.adopt([self._sampler(index) for index in range(shape.samplers)])
-        self.scorers.adopt([self._scorer(index) for index in range(shape.scorers)])
         if shape.scorers:
             for name, service in self._service_configs.items():
                 self.services[name].adopt(self._service_members(name, service))
+        self.scorers.adopt([self._scorer(index) for index in range(shape.scorers)])
         waiting = asyncio.create_task(self._say_who_waits())
         try:
             calls = self.samplers.submit("start", *self._sampler_arguments())
@@ -165,9 +167,9 @@ class Fleet:
             raise
         return member
 
-    def has_room_for_a_sampler(self) -> bool:
+    def has_room_for_a_sampler(self, free: Mapping[str, float]) -> bool:
         share = self._device.share * self._config.sampler.tensor_parallel
-        return ray.available_resources().get(self._device.resource, 0) >= share
+        return free.get(self._device.resource, 0) >= share
 
     async def connect(self, samplers: Sequence[Member]) -> None:
         """The learner's next weights are for these samplers."""
@@ -240,11 +242,11 @@ class Fleet:
 
         return make
 
-    def replace_scorer(self, index: int, why: str) -> None:
+    def _scorer_lost(self, index: int, why: str) -> None:
+        """Where nobody supervises: in an evaluation alone."""
         self._progress.line(f"scorer/{index} is lost ({why}); a new one takes its place")
-        ray.kill(self.scorers.members[index])
         member = self.scorers.place(index, self._scorer(index))
-        member[1].start.remote(self._config.rewards)
+        member[1].start.remote(self._config.rewards)  # it lets calls wait until then
         self.scorers.put(member)
 
     def _service_members(self, name: str, service: ServiceConfig) -> list[ActorHandle]:

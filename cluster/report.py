@@ -82,7 +82,7 @@ def _sampled(run: "Run") -> dict[str, dict[str, float]]:
     """The first and the last step's own completions: how training itself went."""
     rows = [row for row in read_metrics(run.folder) if "reward/mean" in row]
     return {
-        f"step {row['step']}": {name: round(row[name], 4) for name in SAMPLED}
+        f"step {row['step']}": {name: round(row[name], 4) for name in SAMPLED if name in row}
         for row in (*rows[:1], *rows[-1:])
     }
 
@@ -109,10 +109,13 @@ def show(result: dict[str, Any]) -> str:
 
 
 def _table(title: str, stages: dict[str, dict[str, float]]) -> list[str]:
-    columns = list(next(iter(stages.values())))
+    columns = list({column: None for values in stages.values() for column in values})
     left = max(len(name) for name in (title, *stages)) + 2
     rows = [[title, *(column.rpartition("/")[2] for column in columns)]]
-    rows += [[name, *(_cell(c, values[c]) for c in columns)] for name, values in stages.items()]
+    rows += [
+        [name, *(_cell(c, values[c]) if c in values else "-" for c in columns)]
+        for name, values in stages.items()
+    ]
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(1, len(columns) + 1)]
     return [
         row[0].ljust(left) + "".join(c.rjust(w) for c, w in zip(row[1:], widths, strict=True))

@@ -30,7 +30,7 @@ from cluster.pool import answer
 from cluster.progress import Progress
 from cluster.publish import Publisher
 from cluster.saving import Saver
-from cluster.scoring import Scoring
+from cluster.scoring import Scoring, trainable
 from cluster.supervise import Rebuilt, Supervisor
 from cluster.window import Window, WindowState
 from learner.algorithms import build
@@ -126,7 +126,8 @@ class Run:
     ) -> ScoredGroup:
         """The group of a ticket; a greedy completion behind the sampled ones is the baseline."""
         size = len(completions) - self.algorithm.greedy
-        completions, greedy = completions[:size], scores[size:]
+        completions, scores, greedy = completions[:size], scores[:size], scores[size:]
+        scores = list(map(trainable, completions, scores))
         group = Group(
             ticket=ticket,
             prompt=prompt,
@@ -141,7 +142,7 @@ class Run:
             )
         return ScoredGroup(
             group=group,
-            scores=tuple(scores[:size]),
+            scores=tuple(scores),
             steps=steps,
             greedy_reward=greedy[0].reward if greedy else None,
         )
@@ -196,7 +197,7 @@ class Run:
         """What was trained so far. Steps that were committed and not logged are logged now."""
         per_step = self.config.schedule.groups_per_step
         self.trained_groups = rebuilt.version * per_step
-        logged = {row["step"] for row in read_metrics(self.folder) if "learner/loss" in row}
+        logged = {row["step"] for row in read_metrics(self.folder) if "learner/lr" in row}
         for commit, learned in rebuilt.replayed:
             if commit.step not in logged:
                 groups = to_groups(self.ledger.recorded(commit).open())
@@ -340,9 +341,8 @@ class Run:
         if metrics.get("reward/verifier_errors"):
             count = metrics["reward/verifier_errors"]
             self.progress.line(f"step {step}: the verifier failed on {count:.0f} completions")
-        self.progress.step_line(
-            f"loss {metrics['learner/loss']:.4f} · length {metrics['rollout/length']:.1f}"
-        )
+        loss = f"{metrics['learner/loss']:.4f}" if "learner/loss" in metrics else "skipped"
+        self.progress.step_line(f"loss {loss} · length {metrics['rollout/length']:.1f}")
 
     async def begin_evaluation(self, step: int, background: asyncio.TaskGroup) -> None:
         """Start the evaluation of this step's policy, where one is due. Training goes on: the

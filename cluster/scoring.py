@@ -26,13 +26,6 @@ from rollout import Completion, Prompt
 
 KINDS = {"reward_model": RewardModelConfig, "http": HttpConfig, "judge": JudgeConfig}
 
-NOT_FINITE = Score(
-    reward=None,
-    parts={},
-    outcome="unscorable",
-    note="the sampler gave it a logprob that is not finite",
-)
-
 TRAVEL_SECONDS = 10e-3
 """The most work, of verifiers, that travels in one call where several groups do."""
 MOST_TOGETHER = 64
@@ -111,6 +104,8 @@ class Scorers:
 
     Groups that wait travel together where the verifiers are so quick that a call would cost more
     than they do. Where one of them takes long after all, the others are asked for again, alone.
+    Where a scorer dies, each group that it had is asked for again while nobody else is with any
+    scorer: whoever kills a second one is known by that.
     """
 
     def __init__(self, pool: Pool, needs: Callable[[Attempt], bool]) -> None:
@@ -118,23 +113,34 @@ class Scorers:
         self._needs = needs
         self._waiting: deque[Waiting] = deque()
         self._calls: set[asyncio.Task[None]] = set()
+        self._on_trial = False
+        """The only call under way is of a group that may be what kills scorers."""
         self._seconds_per_group = TRAVEL_SECONDS
 
     async def verdicts(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdicts]:
-        """Raises Lost when scorers die of it, RuntimeError naming one that does not answer."""
+        """Raises Lost when a second scorer dies of it, RuntimeError naming one that does not
+        answer."""
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(Waiting(task, attempts, answer))
         self._send()
         return unpack_verdicts(await answer, len(attempts))
 
     def _send(self) -> None:
-        while self._waiting and len(self._calls) < LANES * len(self._pool.members):
-            call = asyncio.create_task(self._call(self._next()))
+        while self._waiting and self._has_a_lane():
+            together = self._next()
+            self._on_trial = together[0].suspect
+            call = asyncio.create_task(self._call(together))
             self._calls.add(call)
             call.add_done_callback(self._ended)
 
+    def _has_a_lane(self) -> bool:
+        if self._on_trial or self._waiting[0].suspect:
+            return not self._calls
+        return len(self._calls) < LANES * len(self._pool.members)
+
     def _ended(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
+        self._on_trial = self._on_trial and bool(self._calls)
         self._send()
 
     def _next(self) -> list["Waiting"]:
@@ -155,17 +161,22 @@ class Scorers:
             groups = [pack_group(each.task, each.attempts, self._needs) for each in together]
             judged = await self._pool.call("judge", groups)
             self._deliver(together, judged)
-        except Lost as error:  # scorers died of one of them: each is asked for alone
-            if len(together) == 1:
-                together[0].answer.set_exception(error)
-            else:
-                self._waiting.extendleft(replace(each, alone=True) for each in together[::-1])
+        except Lost as error:
+            self._lost(together, error)
         except BaseException as error:  # whatever it is, nobody may wait for ever
             for each in together:
                 if not each.answer.done():
                     each.answer.set_exception(error)
             if not isinstance(error, Exception):
                 raise
+
+    def _lost(self, together: list["Waiting"], error: Lost) -> None:
+        """A scorer died under these groups: of one of them, of another call, or of nobody's."""
+        for each in reversed(together):
+            if not each.suspect:
+                self._waiting.appendleft(replace(each, alone=True, suspect=True))
+            elif not each.answer.done():
+                each.answer.set_exception(error)
 
     def _deliver(self, together: list["Waiting"], judged: list[PackedVerdicts | None]) -> None:
         for each, verdicts in reversed(list(zip(together, judged, strict=True))):
@@ -185,6 +196,9 @@ class Waiting:
     attempts: Sequence[Attempt]
     answer: asyncio.Future[PackedVerdicts]
     alone: bool = False
+    """Not with other groups in a call"""
+    suspect: bool = False
+    """A scorer died under it."""
 
 
 class Scoring:
@@ -228,7 +242,12 @@ class Scoring:
         if wanted:
             asking += [ask_service(name, pool) for name, pool in self._services.items()]
         await asyncio.gather(*asking)
-        return [
-            self._rubric.score(attempt, verdicts) if completion.is_finite else NOT_FINITE
-            for completion, attempt, verdicts in zip(completions, attempts, found, strict=True)
-        ]
+        return [self._rubric.score(a, v) for a, v in zip(attempts, found, strict=True)]
+
+
+def trainable(completion: Completion, score: Score) -> Score:
+    """The score, but for a completion that cannot be learned from whatever it is worth."""
+    if completion.is_finite:
+        return score
+    note = "the sampler gave it a logprob that is not finite"
+    return replace(score, reward=None, outcome="unscorable", note=note, steps=())

@@ -15,8 +15,9 @@ import faulthandler
 import functools
 import os
 import signal
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,6 +100,10 @@ class Supervisor:
         self.admissions = 0
         """Of samplers that were not there from the start."""
         self._newcomers: list[Member] = []
+        self._scorers_coming = 0
+        self._head_seen = time.monotonic()
+        self._free: Mapping[str, float] = {}
+        """What the cluster has free, as its head said last."""
 
     async def watch(self) -> None:
         """Until cancelled. Raises RuntimeError when too much was lost to go on."""
@@ -121,20 +126,30 @@ class Supervisor:
     async def _watch_head(self) -> None:
         """Raises RuntimeError when Ray's head is gone: soon after, Ray would end this process."""
         address = ray.get_runtime_context().gcs_address
-        host, _, port = address.rpartition(":")
-        seen = time.monotonic()
-        while True:
-            with contextlib.suppress(OSError):  # TimeoutError is one
-                async with asyncio.timeout(BEAT_SECONDS):
-                    _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-                writer.close()
-                seen = time.monotonic()
-            if time.monotonic() - seen > HEAD_SECONDS:
-                raise RuntimeError(
-                    f"Ray's head at {address} has not answered for {HEAD_SECONDS:.0f} s: the "
-                    "cluster is lost. The same command on another cluster, with this run folder, "
-                    f"goes on from step {self.version}"
-                )
+        self._head_seen = time.monotonic()
+        # In a thread of its own, which nobody waits for: without a head, these calls hang.
+        threading.Thread(target=self._ask_head, daemon=True).start()
+        while time.monotonic() - self._head_seen < HEAD_SECONDS:
+            await asyncio.sleep(BEAT_SECONDS)
+        raise RuntimeError(
+            f"Ray's head at {address} has not answered for {HEAD_SECONDS:.0f} s: the cluster is "
+            "lost. The same command on another cluster, with this run folder, goes on from step "
+            f"{self.version}"
+        )
+
+    def _ask_head(self) -> None:
+        while ray.is_initialized():
+            try:
+                self._free = ray.available_resources()
+                self._head_seen = time.monotonic()
+            except Exception:  # Ray has many words for it
+                pass
+            time.sleep(BEAT_SECONDS)
+
+    async def _head(self) -> None:
+        """Until the head has been heard of: what is asked of it meanwhile would hang, this whole
+        process with it."""
+        while time.monotonic() - self._head_seen > 3 * BEAT_SECONDS:
             await asyncio.sleep(BEAT_SECONDS)
 
     async def _beat(self, pool: Pool, member: Member) -> bool:
@@ -180,7 +195,7 @@ class Supervisor:
         """For another sampler, and nobody who is to come back needs it."""
         wanted = 0 < len(self._fleet.samplers.members) < self._most_samplers
         busy = self._coming or self._learner.locked()
-        return wanted and not busy and self._fleet.has_room_for_a_sampler()
+        return wanted and not busy and self._fleet.has_room_for_a_sampler(self._free)
 
     async def _join(self, index: int) -> None:
         started = time.monotonic()
@@ -197,6 +212,7 @@ class Supervisor:
 
     async def _bring(self, index: int) -> None:
         """A new sampler, to work. Raises Lost when it dies on the way."""
+        await self._head()
         newcomer = await self._fleet.start_sampler(index)
         self._newcomers.append(newcomer)
         try:
@@ -263,24 +279,34 @@ class Supervisor:
 
     def _scorer_lost(self, index: int, why: str) -> None:
         ray.kill(self._fleet.scorers.members[index])
+        self._scorers_coming += 1
         self._tasks.create_task(self._replace_scorer(index, why))
 
     async def _replace_scorer(self, index: int, why: str) -> None:
-        who = f"scorer/{index}"
-        why = self._frozen.pop(who, why)
-        for _ in range(SCORER_TRIES):
-            started = time.monotonic()
-            self._progress.line(f"{who} is lost ({why}); a new one takes its place")
-            try:
-                newcomer = await self._fleet.start_scorer(index)
-            except Lost as lost:  # perhaps its node is gone, and Ray does not know yet
-                self._record(who, why, "replaced, lost again", started)
-                why = str(lost)
-                continue
-            self._fleet.scorers.put(newcomer)
-            self._record(who, why, "replaced", started)
-            return
-        raise RuntimeError(f"{why}: no scorer came in its place in {SCORER_TRIES} tries")
+        who, outcome = f"scorer/{index}", "not replaced"
+        why, started = self._frozen.pop(who, why), time.monotonic()
+        try:
+            for _ in range(SCORER_TRIES):
+                self._progress.line(f"{who} is lost ({why}); a new one takes its place")
+                try:
+                    await self._head()
+                    self._fleet.scorers.put(await self._fleet.start_scorer(index))
+                except Lost as lost:  # perhaps its node is gone, and Ray does not know yet
+                    self._record(who, why, "replaced, lost again", started)
+                    why, started = str(lost), time.monotonic()
+                    continue
+                outcome = "replaced"
+                return
+        except RuntimeError as error:  # the others go on
+            outcome = f"not replaced: {error}"
+        except asyncio.CancelledError:
+            outcome = "not replaced: the run ended before"
+            raise
+        finally:
+            self._scorers_coming -= 1
+            self._record(who, why, outcome, started)
+        if not self._fleet.scorers.live and not self._scorers_coming:
+            raise RuntimeError(f"no scorer is left; the last to go: {who} ({why}), {outcome}")
 
     # -- the learner ------------------------------------------------------------------------------
 
@@ -303,8 +329,9 @@ class Supervisor:
         try:
             return await send(ray.put(table), *args)
         except Damaged as error:
+            results = await send(ray.put(table), *args)
             self._record(f"table for {method}", str(error), "sent again", started)
-            return await send(ray.put(table), *args)
+            return results
 
     async def _learner_lost(self, generation: int, who: str, why: str) -> None:
         """Found by its heartbeat. Whoever waits for the learner hears of it as well."""
@@ -329,6 +356,7 @@ class Supervisor:
                 )
             self._progress.line(f"{who} is lost ({why}); all ranks start again")
             try:
+                await self._head()
                 self._starting = True
                 await self._fleet.start_learners()
                 self._starting = False
@@ -435,7 +463,10 @@ class Supervisor:
     async def save_stacks(self) -> None:
         """What every process of the run is doing, into `stacks/`: those on this machine, hung or
         not, and those elsewhere that still answer."""
-        folder = self._folder / "stacks"
+        with contextlib.suppress(OSError):  # a full disk may be why it failed
+            await self._save_stacks(self._folder / "stacks")
+
+    async def _save_stacks(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         here = set(processes_of(self._folder))
         for path in folder.glob("*-*.txt"):  # those who know what the signal means

@@ -1,15 +1,19 @@
 """Nothing of a run outlives it: no process, no temporary folder."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 from cluster.actors import RUN_MARK
 from rollout.sampler import TEMPORARY
 
+GONE_SECONDS = 5.0
+"""For processes that were killed to be gone."""
 SESSION = ".ray_session"
 """File of a run folder: where the Ray that was started for it has its own. There while it runs."""
 
@@ -48,18 +52,28 @@ def forget_session(folder: Path, *, keep_logs: bool) -> None:
 
 
 def sweep(folder: Path) -> int:
-    """Kill its processes, the frozen ones included, and remove what they left in temporary places;
-    how many processes there were."""
-    killed = 0
-    for pid in processes_of(folder):
-        try:
+    """Kill its processes, the frozen ones included, and remove what they left in temporary places
+    of this machine; how many processes there were."""
+    found = processes_of(folder)
+    for pid in found:
+        with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
-            killed += 1
-        except OSError:
-            continue
-    forget_session(folder, keep_logs=False)
+    deadline = time.monotonic() + GONE_SECONDS
+    while processes_of(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    forget_session(folder, keep_logs=True)
+    for resharded in folder.glob("checkpoints/resharded-*"):
+        shutil.rmtree(resharded, ignore_errors=True)
     for temporary in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
-        pid = temporary.name.removeprefix(TEMPORARY).partition("-")[0]
-        if not Path("/proc", pid).exists():
+        if _is_nobodys(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
-    return killed
+    return len(found)
+
+
+def _is_nobodys(temporary: Path) -> bool:
+    try:
+        with open(temporary / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # its owner lives, or has not come to it yet, or it is another user's
+        return False
+    return True

@@ -65,7 +65,8 @@ class Aside:
             seconds = 0.0
         self._thread.join(seconds)
         if self._thread.is_alive():
-            self._miss(f"it hung when the run ended, with {self._rows.qsize()} rows to write")
+            self.lost += self._rows.qsize()
+            self._miss("it hung when the run ended")
 
     def _miss(self, why: str) -> None:
         self.lost += 1

@@ -35,6 +35,9 @@ from cluster.report import result_of, show
 from cluster.run import Run
 from cluster.sweep import forget_session, remember_session, sweep
 
+RANKS = ("learner.ranks", "learner.zero.stage")
+"""Deciding options that a run may change, with `checkpoint.reshard`."""
+
 JOB_FOLDER = "runtime_resources"
 """Part of the path of the folder that Ray unpacks a submitted job into, and deletes with it."""
 
@@ -69,9 +72,9 @@ def execute(
     figures: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run inside a claimed folder and a Ray session."""
-    _save_config(config)
     device = device_of(config)
     check_capacity(config, device, Shape.of(config, learns=True, samples=inputs.needs_samplers))
+    _save_config(config)
     for note in inputs.notes:
         progress.line(note)
     started = time.monotonic()
@@ -197,6 +200,7 @@ def claimed(config: RunConfig, *, fresh: bool = False) -> Iterator[None]:
     folder = config.folder
     if fresh and folder.exists():
         with _locked(folder):
+            sweep(folder)
             aside = folder.rename(free_name(folder))
         print(f"moved the earlier {folder} to {aside}")
     with _locked(folder):
@@ -264,20 +268,22 @@ def _check_same_run(config: RunConfig, folder: Path) -> None:
             )
         if differ:
             print(f"{folder} goes on resharded:\n" + "\n".join(changed))
-            write_json(saved, json.loads(saved.read_text()) | {"deciding": ours})
     else:
         write_json(saved, {"deciding": ours, "config": config.model_dump(mode="json")})
 
 
 def _is_resharding(key: str, there: Any, here: Any) -> bool:
     """Whether a run may go on with this change, where `checkpoint.reshard` lets it."""
-    return key == "learner.ranks" or (key == "learner.zero.stage" and {there, here} == {1, 2})
+    return key in RANKS and (key != "learner.zero.stage" or {there, here} == {1, 2})
 
 
 def _save_config(config: RunConfig) -> None:
-    """What runs in the end, the work of `prepare` included, for `eval` and `--replay`."""
+    """What runs in the end, the work of `prepare` included, for `eval` and `--replay`; and with
+    which ranks."""
     path = config.folder / "config.json"
-    saved = json.loads(path.read_text())
+    saved, deciding = json.loads(path.read_text()), config.deciding()
+    ranks = {key: deciding[key] for key in RANKS}
+    saved["deciding"] |= json.loads(json.dumps(ranks))
     write_json(path, saved | {"config": config.model_dump(mode="json")})
 
 
@@ -309,9 +315,7 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = config.cluster.address
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "local")
+    address = address_of(config)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         progress.line("starting Ray on this machine")
@@ -347,10 +351,15 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
         forget_session(config.folder, keep_logs=failed)
 
 
+def address_of(config: RunConfig) -> str:
+    address = config.cluster.address
+    return os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
+
+
 def device_of(config: RunConfig) -> Device:
-    """Decided for the Ray cluster that there is."""
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    return resolve(config, gpus=ray.cluster_resources().get("GPU", 0), nodes=nodes)
+    """Decided for the Ray cluster that there is; others' may grow by machines."""
+    gpus = ray.cluster_resources().get("GPU", 0)
+    return resolve(config, gpus=gpus, one_machine=address_of(config) == "local")
 
 
 def check_capacity(config: RunConfig, device: Device, shape: Shape) -> None:

@@ -94,10 +94,13 @@ class Engine:
             "bf16": {"enabled": self._placement.dtype == torch.bfloat16},
             "steps_per_print": 1 << 30,
         }
-        if "stage" in config.deepspeed.get("zero_optimization", {}):
-            raise ValueError(
-                "learner.deepspeed sets zero_optimization.stage: use learner.zero.stage"
-            )
+        for branch, key, why in (
+            ("zero_optimization", "stage", "use learner.zero.stage"),
+            ("zero_optimization", "compute_grad_norm", "steps that are not finite are found by it"),
+            ("bf16", "check_grad_overflow", "without it, steps that are not finite are applied"),
+        ):
+            if key in config.deepspeed.get(branch, {}):
+                raise ValueError(f"learner.deepspeed sets {branch}.{key}: {why}")
         return merged(settings, config.deepspeed)
 
     def _clip(self, optimizer: Any, *_: Any) -> None:
@@ -111,11 +114,13 @@ class Engine:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._ds(*args, **kwargs)
 
-    def backward(self, loss: Tensor) -> None:
-        """`loss` is this rank's share of the step's mean. One that is not finite makes every
-        gradient NaN, on all ranks once they are summed: the step is not applied anywhere."""
-        scale = self._placement.ranks if math.isfinite(loss.item()) else math.nan
+    def backward(self, loss: Tensor) -> float:
+        """`loss` is this rank's share of the step's mean; its value. One that is not finite makes
+        the gradient NaN, on all ranks once it is summed: the step is not applied anywhere."""
+        value = loss.item()
+        scale = self._placement.ranks if math.isfinite(value) else math.nan
         self._ds.backward(loss * scale, scale_wrt_gas=False)
+        return value
 
     def step(self, lr: float) -> float:
         """Apply the accumulated gradients; the global norm they had before clipping. Where that is
@@ -154,10 +159,10 @@ class Engine:
         """Every rank writes its shards of weights and optimizer state under `folder`."""
         self._ds.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
-    def load(self, folder: Path) -> None:
-        """From the shards of this many ranks or of others: a collective. Raises RuntimeError when
-        they are of a ZeRO stage that cannot become this one, ValueError when one of them would run
-        code: DeepSpeed unpickles whatever it finds."""
+    def load(self, folder: Path, spare: Path) -> None:
+        """From the shards of this many ranks or, by way of the `spare` folder, of others: a
+        collective. Raises RuntimeError when they are of a ZeRO stage that cannot become this one,
+        ValueError when one of them would run code: DeepSpeed unpickles whatever it finds."""
         shards = sorted((folder / TAG).glob("*.pt"))
         for shard in shards:
             check_shard(shard)
@@ -170,33 +175,32 @@ class Engine:
         if saved == wanted or wanted.family == "0":  # then each rank's state is the whole
             self._load(folder)
         else:
-            self._load_resharded(folder)
+            self._load_resharded(folder, spare)
 
     def _load(self, folder: Path) -> None:
         path, _ = self._ds.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RuntimeError(f"{folder} holds no state for {self._layout}")
 
-    def _load_resharded(self, folder: Path) -> None:
-        """By way of DeepSpeed's universal checkpoint, made by the first rank beside this one, which
-        stays as it is."""
-        whole = folder.with_name(f"resharded-{folder.name}")
-        if self._placement.rank == 0:
-            shutil.rmtree(whole, ignore_errors=True)
-            make_universal(folder / TAG, whole / TAG)
-        torch.distributed.barrier()
-        self._ds._config.load_universal_checkpoint = True
+    def _load_resharded(self, folder: Path, spare: Path) -> None:
+        """By way of DeepSpeed's universal checkpoint, which the first rank makes."""
+        first = self._placement.rank == 0
         try:
-            self._load(whole)
+            if first:
+                shutil.rmtree(spare, ignore_errors=True)
+                make_universal(folder / TAG, spare / TAG)
+            torch.distributed.barrier()
+            self._ds._config.load_universal_checkpoint = True
+            self._load(spare)
+            torch.distributed.barrier()
         finally:
             self._ds._config.load_universal_checkpoint = False
-        torch.distributed.barrier()
-        if self._placement.rank == 0:
-            shutil.rmtree(whole, ignore_errors=True)
+            if first:
+                shutil.rmtree(spare, ignore_errors=True)
 
     @property
     def _layout(self) -> Layout:
-        family = "0" if self._plain else ("3" if self.stage == 3 else "1 or 2")
+        family = "0" if self.stage == 0 else ("3" if self.stage == 3 else "1 or 2")
         return Layout(family, self._placement.ranks)
 
 

@@ -171,24 +171,29 @@ class Learner:
         work = self._schedule(rows, targets)
         losses, norms = [], []
         for counts, slices in work:
-            loss = self._accumulate(rows, targets, counts, slices, tally)
+            tried = Tally(config.correction)
+            loss = self._accumulate(rows, targets, counts, slices, tried)
             norm, value_norm = self._step()
             targets = replace(targets, seam=None)
             if self._applied(loss, norm + value_norm):
                 losses.append(loss)
                 norms.append((norm, value_norm))
+                tally.fold(tried)
         self._progress = (0, 0)
         metrics |= tally.summary(self._engine)
         metrics |= {
-            "learner/loss": _mean(losses),
-            "learner/grad_norm": _mean([norm for norm, _ in norms]),
             "learner/lr": self._policy_lr(),
             "learner/micro_batches": float(sum(len(slices) for _, slices in work)),
             "learner/trained_tokens": float(sum(counts.tokens for counts, _ in work)),
         }
-        if self._critic is not None:
-            metrics["critic/grad_norm"] = _mean([norm for _, norm in norms])
         metrics["learner/skipped_steps"] = float(len(work) - len(losses))
+        if len(losses) < len(work):  # what made a loss NaN is in figures of the table, too
+            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if losses or not work:
+            metrics["learner/loss"] = _mean(losses)
+            metrics["learner/grad_norm"] = _mean([norm for norm, _ in norms])
+            if self._critic is not None:
+                metrics["critic/grad_norm"] = _mean([norm for _, norm in norms])
         if losses:
             metrics |= self._steering.move(metrics, completions=len(rows.tokens))
         self.version += 1
@@ -197,8 +202,6 @@ class Learner:
             self._reference.become(self._source)
         seconds = time.perf_counter() - started
         metrics["learner/tokens_per_s"] = float(rows.lengths_N.sum()) * config.epochs / seconds
-        if len(losses) < len(work):  # of the loss's terms as well
-            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return StepReport(version=self.version, metrics=metrics)
 
     def _applied(self, loss: float, norm: float) -> bool:
@@ -212,8 +215,9 @@ class Learner:
                 f"in step {self.version + 1} the loss is {loss} and the gradient's norm {norm}: "
                 f"{self._skipped} optimizer steps in a row are not finite "
                 f"(learner.max_skipped_steps={self._config.max_skipped_steps}). What is not "
-                "finite changed no weight; go on from the last checkpoint with a lower learning "
-                "rate, or look at the step's table in the run folder"
+                "finite changed no weight. Look at the step's table in the run folder; or start a "
+                "run from the last checkpoint (model.path=CHECKPOINT/model) with a lower "
+                "learning rate"
             )
         return False
 
@@ -319,13 +323,11 @@ class Learner:
             said = ask(self._engine.forward, batch, part.positions)
             faults.point("learner.backward")
             loss = self._loss.policy(*said, batch, targets, counts, tally)
-            total += float(loss.detach())
-            self._engine.backward(loss)
+            total += self._engine.backward(loss)
             if self._critic is not None:
                 values = self._values(self._critic, batch)
                 value_loss = self._loss.value(values, batch, targets, counts, tally)
-                total += 0.0 * float(value_loss.detach())  # not finite here is not finite there
-                self._critic.backward(value_loss)
+                total += 0.0 * self._critic.backward(value_loss)  # one not finite: both counted so
         self._progress = (len(slices), len(slices))
         return self._engine.sum([total])[0]
 
@@ -427,7 +429,8 @@ class Learner:
         if self._reference is not None:
             self._reference.save(path, first=first)
         if first:
-            (path / STATE).write_text(json.dumps(self._steering.state()), encoding="utf-8")
+            state = {**self._steering.state(), "skipped": self._skipped}
+            (path / STATE).write_text(json.dumps(state), encoding="utf-8")
         self.export(f"{folder}/model")
         return self._source.digest()
 
@@ -440,12 +443,15 @@ class Learner:
     def load(self, folder: str, version: int) -> str:
         """Continue from a saved training state. The digest of the weights."""
         path = Path(folder)
-        self._engine.load(path)
+        spare = path.with_name(f"resharded-{path.name}")
+        self._engine.load(path, spare)
         if self._critic is not None:
-            self._critic.load(path / "critic")
+            self._critic.load(path / "critic", spare)
         if self._reference is not None:
             self._reference.load(path, self._placement.dtype)
-        self._steering.restore(json.loads((path / STATE).read_text(encoding="utf-8")))
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        self._steering.restore(state)
+        self._skipped = state.get("skipped", 0)
         self.version = version
         return self._source.digest()
 

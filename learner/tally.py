@@ -51,6 +51,11 @@ class Tally:
         )
         self._largest = max(self._largest, float(ratio_BT.max()))
 
+    def fold(self, other: "Tally") -> None:
+        for name, value in other._sums.items():
+            self._sums[name] += value
+        self._largest = max(self._largest, other._largest)
+
     def summary(self, engine: Engine) -> dict[str, float]:
         """Means per trained token over all ranks. A collective."""
         names = sorted(self._sums)

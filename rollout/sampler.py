@@ -8,6 +8,7 @@ verifiers.
 """
 
 import contextlib
+import fcntl
 import gc
 import hashlib
 import itertools
@@ -21,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -35,7 +37,7 @@ IDLE_SECONDS = 0.1
 """The same while nothing is decoded; what is asked meanwhile waits."""
 
 TEMPORARY = "cohort-sampler-"
-"""What the name of a starting engine's temporary folder begins with; its process id follows."""
+"""What the name of a starting engine's temporary folder begins with."""
 
 Phase = Literal["init", "start", "update"]
 
@@ -530,12 +532,18 @@ class Sampler:
 @contextlib.contextmanager
 def _nothing_left_behind() -> Iterator[None]:
     """vLLM starts with files and sockets in the temporary folder, of which nobody needs the names
-    any more once it runs, and which nobody removes when this process is killed."""
-    before, cached = os.environ.get("TMPDIR"), tempfile.tempdir
-    folder = tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-")
-    try:
-        os.environ["TMPDIR"] = tempfile.tempdir = folder
+    any more once it runs, and which nobody removes when this process is killed. An engine whose
+    core is a process of its own goes on to use the folder, so that one is left alone."""
+    if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
         yield
+        return
+    before, cached = os.environ.get("TMPDIR"), tempfile.tempdir
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+    try:
+        with open(folder / "lock", "w") as lock:  # `cluster/sweep.py` removes those that nobody has
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+            yield
     finally:
         tempfile.tempdir = cached
         os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)

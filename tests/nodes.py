@@ -34,10 +34,11 @@ def possible() -> str:
     """Why there can be no nodes here; empty where there can."""
     if os.geteuid() or not shutil.which("ip"):
         return "needs root and `ip` for network namespaces"
-    made = subprocess.run(["ip", "netns", "add", "cohort-probe"], capture_output=True, text=True)
+    probe = f"cohort-{secrets.token_hex(4)}"
+    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
     if made.returncode:
         return f"no network namespaces here: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "del", "cohort-probe"], check=True)
+    subprocess.run(["ip", "netns", "del", probe], check=True)
     return ""
 
 

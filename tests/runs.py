@@ -76,7 +76,7 @@ def jsonl(path: Path) -> list[dict]:
 
 def metrics(folder: Path) -> list[dict]:
     """The training rows of a run's metrics."""
-    return [row for row in jsonl(folder / "metrics.jsonl") if "learner/loss" in row]
+    return [row for row in jsonl(folder / "metrics.jsonl") if "learner/lr" in row]
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -57,6 +58,7 @@ class Live:
 
     def again(self) -> None:
         """The same command."""
+        self.temporary.mkdir(exist_ok=True)
         env = {**self._env, "TMPDIR": str(self.temporary), "COHORT_FAULTS": str(self.faults)}
         self.process = self._begin("train", *self.arguments, **env)
         self.under_way.append(self)
@@ -112,6 +114,7 @@ class Live:
         assert expect is None or self.process.returncode == expect, self.output[-6000:]
         if expect is not None:
             wait_until(lambda: not self.leftovers(), 15, f"nothing left: {self.leftovers()}")
+            shutil.rmtree(self.temporary)
         return self.output
 
     def leftovers(self) -> list[str]:

@@ -177,9 +177,9 @@ def test_a_gpu_cluster_gets_gpu_decisions():
 def test_several_machines_need_no_folder_in_memory(tiny: Path):
     config = load([], [f"model.path={tiny / 'model'}"]).config
     assert resolve(config, gpus=0).weight_backend == "shm"
-    assert resolve(config, gpus=0, nodes=2).weight_backend == "ray"
+    assert resolve(config, gpus=0, one_machine=False).weight_backend == "ray"
     chosen = load([], [f"model.path={tiny / 'model'}", "cluster.weight_backend=shm"]).config
-    assert resolve(chosen, gpus=0, nodes=2).weight_backend == "shm"
+    assert resolve(chosen, gpus=0, one_machine=False).weight_backend == "shm"
 
 
 def test_a_cpu_cluster_refuses_gpu_backends(tiny: Path):

@@ -1,6 +1,5 @@
 """What is no number, and what is not what was sent, is trained on by nobody."""
 
-import asyncio
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from builders import completion, group, prompt
+from builders import completion, group
 from ranks import digest, on_ranks, save_tables, train
 
-from cluster.pool import Pool
-from cluster.scoring import Scoring
+from cluster.scoring import trainable
 from learner.learner import Learner
-from rewards import RewardConfig, Verdict
+from rewards import Score
 from rollout.schema import Damaged, Sealed, read_table, seal, to_groups, to_table
 
 SETTINGS = {"optim": {"lr": 1e-3, "warmup_steps": 2}, "algorithm": {"name": "grpo"}}
@@ -88,6 +86,28 @@ def test_a_step_that_is_not_finite_on_one_rank_moves_nothing_on_any(
             assert digests == expected[0], f"{what}: the skipped step left a trace"
 
 
+def one_of_two_is(learner: Learner, path: str) -> list:
+    """Two optimizer steps on a table, the first of them spoilt; and one on the next."""
+    spoil(learner, "nan")
+    first = learner.update(read_table(Path(path))).metrics
+    second = learner.update(read_table(Path(path))).metrics
+    return [first, second, learner._steering.kl_coef]
+
+
+@pytest.mark.deepspeed
+def test_coefficients_move_by_what_was_applied_only(tables: list[str], tiny: Path, tmp_path: Path):
+    kl = {"coef": 0.1, "target": 0.01, "horizon": 100}
+    config = {**SETTINGS, "algorithm": {"name": "grpo", "kl": kl, "epochs": 2}}
+    [[first, second, coef]] = on_ranks(
+        one_of_two_is, tmp_path, tables[0], config=config, model=tiny / "model"
+    )
+    assert first["learner/skipped_steps"] == 1.0 and second["learner/skipped_steps"] == 0.0
+    for metrics in (first, second):
+        assert all(map(math.isfinite, metrics.values())), metrics
+        assert metrics["policy/kl_reference"] >= 0 and metrics["learner/loss"]
+    assert 0 < coef < 1
+
+
 def poisoned(learner: Learner, paths: list[str], good: int) -> list:
     """Weights that are NaN from a step on; the version that it ends at, and why."""
     train(learner, paths[:good])
@@ -108,13 +128,6 @@ def test_more_steps_in_a_row_than_may_be_skipped_end_the_run(
     assert "3 optimizer steps in a row are not finite (learner.max_skipped_steps=2)" in said
 
 
-class Service:
-    """Gives everything a 1."""
-
-    async def call(self, _method, _task, attempts):
-        return [Verdict(value=1.0) for _ in attempts]
-
-
 def test_a_completion_without_a_finite_logprob_is_unscorable_and_trains_nothing():
     sick = completion(4)
     logprobs = sick.logprobs.copy()
@@ -122,12 +135,11 @@ def test_a_completion_without_a_finite_logprob_is_unscorable_and_trains_nothing(
     sick = replace(sick, logprobs=logprobs)
     masked = replace(sick, trainable=np.array([True, True, False, True]))
     completions = (completion(4), sick, masked)
-    remote = {"use": "http", "options": {"url": "http://127.0.0.1:1"}}
-    config = RewardConfig.model_validate({"verifiers": {"remote": remote}})
-    scoring = Scoring(config, 8, Pool("scorer", [], seconds=1.0), {"remote": Service()})
-    scores = asyncio.run(scoring.score(prompt(), completions))
+    good = Score(reward=1.0, parts={"number": 1.0}, steps=((1, 1.0),))
+    scores = [trainable(each, good) for each in completions]
     assert [score.outcome for score in scores] == ["scored", "unscorable", "scored"]
     assert scores[1].reward is None and "not finite" in scores[1].note
+    assert scores[1].parts == good.parts, "what the verifiers said is on the record"
 
     inner = replace(group(0, (0.0, 0.0, 0.0)).group, completions=completions)
     scored = replace(group(0, (0.0, 0.0, 0.0)), group=inner, scores=tuple(scores))

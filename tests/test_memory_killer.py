@@ -40,13 +40,8 @@ def test_a_verifier_that_eats_all_memory_costs_scorers_and_its_group(tiny: Path,
         "rewards.timeout": "60",
     }
     run = Live(tmp_path, tiny, "hog", RAY_memory_usage_threshold=f"{threshold:.4f}", **options)
-    run.until_step(1)
-    ranks = [run.pid("learner-0"), run.pid("learner-1")]
-    samplers = [run.pid("sampler-0"), run.pid("sampler-1")]
     output = run.end()
     check_record(run.folder, 8)
-    assert [run.pid("learner-0"), run.pid("learner-1")] == ranks, "a rank was killed"
-    assert [run.pid("sampler-0"), run.pid("sampler-1")] == samplers, "a sampler was killed"
     losses = run.losses()
     assert losses and {loss["who"] for loss in losses} == {"scorer/0"}, losses
     assert all("memory" in loss["why"] for loss in losses), losses

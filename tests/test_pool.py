@@ -299,18 +299,35 @@ def test_a_scorer_that_fails_fails_all_that_travel():
     assert len(judged(judge, 20)) == 20, "nobody waits for ever"
 
 
-def test_a_group_that_scorers_die_of_harms_no_other():
-    class Dies(Judge):
-        async def call(self, _: str, groups: list[dict]) -> list:
-            if any("77" in group["text"] for group in groups):
-                raise Lost("scorer/0, judge", "out of memory")
-            return await super().call(_, groups)
+class Mortal(Judge):
+    """One scorer after another: each dies of group 77, and all calls that it has with it."""
 
-    found = judged(Dies(), 500)
+    deaths = 0
+    alive: asyncio.Future | None = None
+
+    async def call(self, _: str, groups: list[dict]) -> list:
+        if self.alive is None or self.alive.done():
+            self.alive = asyncio.get_running_loop().create_future()
+        alive = self.alive
+        await asyncio.sleep(0.001)
+        if any("77" in group["text"] for group in groups) and not alive.done():
+            self.deaths += 1
+            alive.set_result(None)
+        if alive.done():
+            raise Lost("scorer/0, judge", "out of memory")
+        return await super().call(_, groups)
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 1.0], ids=["quick", "slow"])
+def test_a_group_that_scorers_die_of_harms_no_other(seconds: float):
+    scorer = Mortal()
+    scorer.seconds = seconds
+    found = judged(scorer, 500)
     assert [f for f in found if not isinstance(f, BaseException)] == [
         n for n in range(500) if n != 77
     ]
     assert isinstance(found[77], Lost)
+    assert scorer.deaths == 3 * 2, "two scorers, each of the three times it was asked for"
 
 
 def test_a_group_that_scorers_die_of_is_unscorable():
