@@ -39,6 +39,7 @@ def on_ranks(
     steps: int = 100,
     temperature: float = 1.0,
     lora: int = 0,
+    dtype: str = "float32",
 ) -> list[Any]:
     """`work(learner, *args)` on every rank, in processes of their own; the results by rank."""
     context = multiprocessing.get_context("forkserver")
@@ -49,7 +50,7 @@ def on_ranks(
     for rank in range(ranks):
         out = folder / f"result-{rank}.json"
         out.unlink(missing_ok=True)
-        learner = (settings, str(model), lora, steps, temperature)
+        learner = (settings, str(model), lora, steps, temperature, dtype)
         target = (work, args, rank, ranks, port, learner, str(out))
         processes.append(context.Process(target=_rank, args=target))
         processes[-1].start()
@@ -68,7 +69,7 @@ def on_ranks(
 
 
 def _rank(work, args, rank, ranks, port, learner, out) -> None:
-    settings, model, lora, steps, temperature = learner
+    settings, model, lora, steps, temperature, dtype = learner
     import torch
 
     from learner.engine import Placement
@@ -81,7 +82,7 @@ def _rank(work, args, rank, ranks, port, learner, out) -> None:
         address="127.0.0.1",
         port=port,
         collectives="gloo",
-        dtype=torch.float32,
+        dtype=getattr(torch, dtype),
         timeout_seconds=120.0,
     )
     try:
@@ -131,5 +132,5 @@ def digest(learner) -> str:
     total = hashlib.sha256()
     for name, tensor in learner._source.full_state(keep=True).items():
         total.update(name.encode())
-        total.update(tensor.numpy().tobytes())
+        total.update(tensor.float().numpy().tobytes())
     return total.hexdigest()

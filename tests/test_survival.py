@@ -12,6 +12,7 @@ from runs import metrics, processes_of, wait_until
 from survival import Live, check_record, digest_of, trained
 
 from cluster import audit
+from cluster.ledger import table_path
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
@@ -353,6 +354,49 @@ def test_a_scorer_that_is_lost_costs_nothing(
     check_equal(run.folder, undisturbed)
 
 
+def flip_in_shared_memory(run: Live, content: bytes) -> None:
+    """One bit of an object in the store of the run's Ray, which holds it in shared memory."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            is_ours = str(run.temporary).encode() in (process / "environ").read_bytes()
+            if not is_ours or (process / "comm").read_text().strip() != "raylet":
+                continue
+        except OSError:
+            continue
+        with open(process / "mem", "r+b", buffering=0) as memory:
+            for line in (process / "maps").read_text().splitlines():
+                if "rw-s" not in line or "/dev/shm/plasma" not in line:
+                    continue
+                start, end = (int(each, 16) for each in line.split()[0].split("-"))
+                memory.seek(start)
+                found = memory.read(end - start).find(content)
+                if found >= 0:
+                    at = found + len(content) // 2
+                    memory.seek(start + at)
+                    memory.write(bytes([content[len(content) // 2] ^ 4]))
+                    return
+    raise AssertionError("the table is in no object store")
+
+
+@pytest.mark.slow
+def test_a_table_that_is_damaged_in_shared_memory_is_sent_again(
+    undisturbed: Path, tiny: Path, tmp_path: Path
+):
+    run = Live(tmp_path, tiny, "flipped")
+    run.until_step(1)
+    run.hold("learner.open")
+    rank = run.pid("learner-1")
+    run.until_held("learner.open", rank)
+    flip_in_shared_memory(run, table_path(run.folder / "rollouts", run.steps_done + 1).read_bytes())
+    run.let_go("learner.open")
+    run.end()
+    [loss] = run.losses()
+    assert (loss["who"], loss["outcome"]) == ("table for update", "sent again")
+    assert "does not match its digest" in loss["why"]
+    check_record(run.folder, 8)
+    check_equal(run.folder, undisturbed)
+
+
 @pytest.mark.slow
 def test_a_run_of_other_settings_is_refused_with_the_difference(tiny: Path, tmp_path: Path):
     run = Live(tmp_path, tiny, "changed")
@@ -376,3 +420,10 @@ def test_a_run_of_other_settings_is_refused_with_the_difference(tiny: Path, tmp_
     run.again()
     assert "resumed at step" in run.end()
     check_record(run.folder, 9)
+    fewer = ["learner.ranks=1", "checkpoint.reshard=true", "steps=10"]
+    run.arguments, run.output = [*plain, *fewer], ""
+    run.again()
+    output = run.end()
+    assert "goes on resharded" in output and "resumed at step 9" in output
+    check_record(run.folder, 10)
+    assert not list((run.folder / "checkpoints").glob("resharded-*"))
