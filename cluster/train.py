@@ -13,8 +13,9 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ def train(config: RunConfig, *, fresh: bool = False, replay: Path | None = None)
     Raises ValueError for bad input, RuntimeError when something of the world failed, Stopped on
     SIGINT and SIGTERM.
     """
+    with signals_raise():
+        return _train(config, fresh=fresh, replay=replay)
+
+
+def _train(config: RunConfig, *, fresh: bool, replay: Path | None) -> dict[str, Any]:
     config = _place(config, replay)
     config.check()
     progress = Progress(config.logging.progress)
@@ -81,12 +87,14 @@ def execute(
     run = Run(config, inputs, device, progress)
     try:
         asyncio.run(guarded(_body(run)))
-        saved = run.last_checkpoint()
-        if saved is not None:
-            link_tree(saved.model, run.folder / "model")
-        result = result_of(run, figures or {}, seconds=time.monotonic() - started)
+        with signals_raise():  # the loop has left others behind
+            saved = run.last_checkpoint()
+            if saved is not None:
+                link_tree(saved.model, run.folder / "model")
+            result = result_of(run, figures or {}, seconds=time.monotonic() - started)
     finally:
-        run.stop()
+        with signals_wait():
+            run.stop()
     write_json(run.folder / "result.json", result)
     progress.line(show(result))
     if run.metrics.warning:
@@ -133,6 +141,39 @@ async def _evaluation(run: Run) -> dict[str, float]:
             run.config, run.inputs.held_out, generate=run.generate, scoring=run.scoring
         )
         return metrics
+
+
+@contextlib.contextmanager
+def _handler(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Of SIGINT and SIGTERM. Only the main thread has any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, handler) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, former in before.items():
+            signal.signal(each, former)
+
+
+def signals_raise() -> contextlib.AbstractContextManager[None]:
+    """SIGINT and SIGTERM raise Stopped, where no loop of asyncio heeds them."""
+
+    def stop(number: int, _: Any) -> None:
+        raise Stopped(number)
+
+    return _handler(stop)
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """They do so behind what must not be left half done."""
+    received: list[int] = []
+    with _handler(lambda number, _: received.append(number)):
+        yield
+    if received:
+        raise Stopped(received[0])
 
 
 async def guarded(body_of_run: Coroutine[Any, Any, Any]) -> Any:
@@ -330,6 +371,23 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
     else:
         progress.line(f"joining the Ray cluster at {address}")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    failed = False
+    try:
+        with signals_wait():
+            _join_ray(config, address, options)
+        failed = True
+        yield
+        failed = False
+    except (Stopped, ValueError):
+        failed = False
+        raise
+    finally:
+        with signals_wait():
+            ray.shutdown()
+            forget_session(config.folder, keep_logs=failed)
+
+
+def _join_ray(config: RunConfig, address: str, options: dict[str, Any]) -> None:
     try:
         context: Any = ray.init(address=address, **options)
     except ConnectionError as error:
@@ -339,16 +397,6 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
         token = Path.home() / ".ray" / "auth_token"  # Ray makes it for all to read
         with contextlib.suppress(OSError):
             token.chmod(0o600)
-    failed = True
-    try:
-        yield
-        failed = False
-    except (Stopped, ValueError):
-        failed = False
-        raise
-    finally:
-        ray.shutdown()
-        forget_session(config.folder, keep_logs=failed)
 
 
 def address_of(config: RunConfig) -> str:

@@ -118,14 +118,6 @@ def test_a_resumed_learner_is_bitwise_the_undisturbed_one(
     assert resumed == undisturbed
 
 
-def test_resuming_with_other_ranks_says_so(tables: list[str], tiny: Path, tmp_path: Path):
-    arguments = (tables[:2], str(tmp_path / "saved"), 1)
-    model = tiny / "model"
-    on_ranks(save_then_go_on, tmp_path, *arguments, ranks=2, config=SETTINGS, model=model)
-    with pytest.raises(RuntimeError, match="ranks"):
-        on_ranks(load_then_go_on, tmp_path, *arguments, ranks=1, config=SETTINGS, model=model)
-
-
 def weights_after(learner, paths: list[str]) -> str:
     before = digest(learner)
     train(learner, paths)

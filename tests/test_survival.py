@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import metrics, processes_of, wait_until
+from runs import jsonl, metrics, processes_of, wait_until
 from survival import Live, check_record, digest_of, trained
 
 from cluster import audit
@@ -281,6 +281,42 @@ def test_a_preempted_run_ends_within_its_grace_and_goes_on(
     assert f"resumed at step {done}" in run.end()
     check_record(run.folder, 8)
     check_equal(run.folder, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [3.0, 6.0, 10.0])
+def test_a_run_that_is_stopped_while_it_starts_leaves_nothing(
+    seconds: float, undisturbed: Path, tiny: Path, tmp_path: Path
+):
+    run = Live(tmp_path, tiny, "early")
+    time.sleep(seconds)
+    begun = time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    output = run.end(expect=143, seconds=30)
+    print(f"ended {time.monotonic() - begun:.1f} s after SIGTERM")
+    assert "stopped by SIGTERM" in output and "Traceback" not in output
+    wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
+    run.again()
+    run.end()
+    check_record(run.folder, 8)
+    check_equal(run.folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_while_it_evaluates_evaluates_when_it_goes_on(
+    tiny: Path, tmp_path: Path
+):
+    evaluated = {"eval.dataset": str(tiny / "heldout.jsonl"), "steps": "2"}
+    run = Live(tmp_path, tiny, "eval", **evaluated)
+    run.hold("reward.before_return")
+    run.until(lambda: bool(run.held("reward.before_return")), "an evaluation's group")
+    run.process.send_signal(signal.SIGTERM)
+    run.end(expect=143, seconds=30)
+    run.let_go("reward.before_return")
+    run.again()
+    run.end()
+    check_record(run.folder, 2)
+    assert [row["step"] for row in jsonl(run.folder / "evaluations.jsonl")] == [0, 2]
 
 
 @pytest.fixture
