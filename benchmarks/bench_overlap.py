@@ -44,7 +44,7 @@ def _run(keep_kv: bool) -> tuple[list[float], list[float], list[float]]:
     from cluster.device import resolve
     from cluster.progress import Progress
     from cluster.run import Run
-    from cluster.train import ray_session
+    from cluster.session import ray_session
 
     with tempfile.TemporaryDirectory() as name:
         model = demo_model(Path(name) / "demo")

@@ -6,19 +6,17 @@ error comes back as it was raised. Heavy imports happen there as well.
 
 import asyncio
 import contextlib
-import faulthandler
 import os
-import signal
 import socket
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
+from cluster.stacks import leave_stacks, show_stacks
 from learner.config import LearnerConfig, ModelConfig
 from rewards import Attempt, RewardConfig, Task, Verdict, faults
 from rewards.packed import PackedGroup, PackedVerdicts
@@ -28,29 +26,6 @@ from rollout.schema import Sealed
 from rollout.transfer import Endpoint
 
 START_SECONDS = 120.0
-RUN_MARK = "COHORT_RUN"
-"""Environment variable of every process of a run: its run folder."""
-
-
-def leave_stacks() -> None:
-    """On SIGUSR1 every thread's stack goes to a file like `stacks/sampler-0.<pid>.txt` of the run
-    folder; the process goes on. Works inside of a hung call, too."""
-    if RUN_MARK not in os.environ:
-        return
-    folder = Path(os.environ[RUN_MARK]) / "stacks"
-    folder.mkdir(parents=True, exist_ok=True)
-    *_, role, index = (ray.get_runtime_context().get_actor_name() or "//").split("/")
-    path = folder / f"{role}-{index}.{os.getpid()}.txt"
-    file = open(path, "w")  # noqa: SIM115  # until the process ends
-    faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
-
-
-def show_stacks() -> None:
-    """The same, asked for from another machine; once."""
-    pattern = f"*.{os.getpid()}.txt"
-    files = list((Path(os.environ[RUN_MARK]) / "stacks").glob(pattern))
-    if files and not files[0].stat().st_size:
-        os.kill(os.getpid(), signal.SIGUSR1)
 
 
 @ray.remote

@@ -12,7 +12,6 @@ import ray
 from ray.actor import ActorHandle
 
 from cluster.actors import (
-    RUN_MARK,
     LearnerActor,
     RewardModelActor,
     SamplerActor,
@@ -24,6 +23,7 @@ from cluster.device import Device
 from cluster.pool import Member, Pool, ask_all
 from cluster.progress import Progress
 from cluster.scoring import ServiceConfig, services_of
+from cluster.sweep import RUN_MARK
 from rewards import faults
 from rewards.reward_model import RewardModelConfig
 from rewards.scorer import LANES

@@ -31,6 +31,7 @@ from cluster.progress import Progress
 from cluster.publish import Publisher
 from cluster.saving import Saver
 from cluster.scoring import Scoring, trainable
+from cluster.stacks import forget_empty_stacks
 from cluster.supervise import Rebuilt, Supervisor
 from cluster.window import Window, WindowState
 from learner.algorithms import build
@@ -119,7 +120,7 @@ class Run:
     def stop(self) -> None:
         self.fleet.kill()
         self.metrics.close()
-        self.supervisor.clean_up()
+        forget_empty_stacks(self.folder)
 
     def judged(
         self, ticket: int, prompt: Prompt, completions: Sequence[Completion], scores: list[Score]

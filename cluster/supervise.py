@@ -10,14 +10,9 @@ know of more than deaths.
 """
 
 import asyncio
-import contextlib
-import faulthandler
 import functools
-import os
-import signal
-import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,19 +25,17 @@ from cluster.checkpoint import Checkpoint
 from cluster.config import RunConfig
 from cluster.errors import Lost
 from cluster.files import add_line
+from cluster.head import Head
 from cluster.ledger import Commit, Ledger
 from cluster.placement import Fleet
 from cluster.pool import Member, Pool, answer, is_death
 from cluster.progress import Progress
 from cluster.publish import Publisher
-from cluster.sweep import processes_of
 from rollout.schema import Damaged, Sealed
 
 BEAT_SECONDS = 2.0
 SCORER_TRIES = 5
 """In a row"""
-HEAD_SECONDS = 30.0
-"""Without an answer of Ray's head. After 60, Ray aborts the process."""
 T = TypeVar("T")
 
 
@@ -101,16 +94,14 @@ class Supervisor:
         """Of samplers that were not there from the start."""
         self._newcomers: list[Member] = []
         self._scorers_coming = 0
-        self._head_seen = time.monotonic()
-        self._free: Mapping[str, float] = {}
-        """What the cluster has free, as its head said last."""
+        self._head = Head()
 
     async def watch(self) -> None:
         """Until cancelled. Raises RuntimeError when too much was lost to go on."""
         async with asyncio.TaskGroup() as self._tasks:
             self._fleet.samplers.lost = self._sampler_lost
             self._fleet.scorers.lost = self._scorer_lost
-            self._tasks.create_task(self._watch_head())
+            self._tasks.create_task(self._head.watch(lambda: self.version))
             while True:
                 await asyncio.sleep(BEAT_SECONDS)
                 fleet = self._fleet
@@ -122,35 +113,6 @@ class Supervisor:
                 if all(well) and self._has_room():
                     self._tasks.create_task(self._join(len(fleet.samplers.members)))
                     await asyncio.sleep(0)
-
-    async def _watch_head(self) -> None:
-        """Raises RuntimeError when Ray's head is gone: soon after, Ray would end this process."""
-        address = ray.get_runtime_context().gcs_address
-        self._head_seen = time.monotonic()
-        # In a thread of its own, which nobody waits for: without a head, these calls hang.
-        threading.Thread(target=self._ask_head, daemon=True).start()
-        while time.monotonic() - self._head_seen < HEAD_SECONDS:
-            await asyncio.sleep(BEAT_SECONDS)
-        raise RuntimeError(
-            f"Ray's head at {address} has not answered for {HEAD_SECONDS:.0f} s: the cluster is "
-            "lost. The same command on another cluster, with this run folder, goes on from step "
-            f"{self.version}"
-        )
-
-    def _ask_head(self) -> None:
-        while ray.is_initialized():
-            try:
-                self._free = ray.available_resources()
-                self._head_seen = time.monotonic()
-            except Exception:  # Ray has many words for it
-                pass
-            time.sleep(BEAT_SECONDS)
-
-    async def _head(self) -> None:
-        """Until the head has been heard of: what is asked of it meanwhile would hang, this whole
-        process with it."""
-        while time.monotonic() - self._head_seen > 3 * BEAT_SECONDS:
-            await asyncio.sleep(BEAT_SECONDS)
 
     async def _beat(self, pool: Pool, member: Member) -> bool:
         """Whether it is well."""
@@ -195,7 +157,7 @@ class Supervisor:
         """For another sampler, and nobody who is to come back needs it."""
         wanted = 0 < len(self._fleet.samplers.members) < self._most_samplers
         busy = self._coming or self._learner.locked()
-        return wanted and not busy and self._fleet.has_room_for_a_sampler(self._free)
+        return wanted and not busy and self._fleet.has_room_for_a_sampler(self._head.free)
 
     async def _join(self, index: int) -> None:
         started = time.monotonic()
@@ -212,7 +174,7 @@ class Supervisor:
 
     async def _bring(self, index: int) -> None:
         """A new sampler, to work. Raises Lost when it dies on the way."""
-        await self._head()
+        await self._head.is_there()
         newcomer = await self._fleet.start_sampler(index)
         self._newcomers.append(newcomer)
         try:
@@ -289,7 +251,7 @@ class Supervisor:
             for _ in range(SCORER_TRIES):
                 self._progress.line(f"{who} is lost ({why}); a new one takes its place")
                 try:
-                    await self._head()
+                    await self._head.is_there()
                     self._fleet.scorers.put(await self._fleet.start_scorer(index))
                 except Lost as lost:  # perhaps its node is gone, and Ray does not know yet
                     self._record(who, why, "replaced, lost again", started)
@@ -356,7 +318,7 @@ class Supervisor:
                 )
             self._progress.line(f"{who} is lost ({why}); all ranks start again")
             try:
-                await self._head()
+                await self._head.is_there()
                 self._starting = True
                 await self._fleet.start_learners()
                 self._starting = False
@@ -459,36 +421,3 @@ class Supervisor:
             add_line(self._folder / "faults.jsonl", line)
         except OSError as error:
             self._progress.line(f"not in faults.jsonl ({error.strerror}): {line}")
-
-    async def save_stacks(self) -> None:
-        """What every process of the run is doing, into `stacks/`: those on this machine, hung or
-        not, and those elsewhere that still answer."""
-        with contextlib.suppress(OSError):  # a full disk may be why it failed
-            await self._save_stacks(self._folder / "stacks")
-
-    async def _save_stacks(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        here = set(processes_of(self._folder))
-        for path in folder.glob("*-*.txt"):  # those who know what the signal means
-            pid = int(path.suffixes[0][1:])
-            with contextlib.suppress(OSError):
-                if pid in here:
-                    os.kill(pid, signal.SIGUSR1)
-        with open(folder / "driver.txt", "w", encoding="utf-8") as file:
-            faulthandler.dump_traceback(file)
-            for task in asyncio.all_tasks():
-                task.print_stack(limit=8, file=file)
-        pools = (self._fleet.samplers, self._fleet.learners, self._fleet.scorers)
-        asked = [answer(a.show_stacks.remote()) for pool in pools for _, a in pool.live]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(BEAT_SECONDS):
-                await asyncio.gather(*asked, return_exceptions=True)
-
-    def clean_up(self) -> None:
-        """Of the stacks, what nobody wrote to."""
-        folder = self._folder / "stacks"
-        for path in folder.glob("*.txt"):
-            if not path.stat().st_size:
-                path.unlink()
-        with contextlib.suppress(OSError):  # there are some, or the folder never was
-            folder.rmdir()

@@ -9,9 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from cluster.actors import RUN_MARK
 from rollout.sampler import TEMPORARY
 
+RUN_MARK = "COHORT_RUN"
+"""Environment variable of every process of a run: its run folder."""
 GONE_SECONDS = 5.0
 """For processes that were killed to be gone."""
 SESSION = ".ray_session"
@@ -33,6 +34,7 @@ def processes_of(folder: Path) -> list[int]:
 
 
 def remember_session(folder: Path, session: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / SESSION).write_text(str(session))
 
 

@@ -11,11 +11,9 @@ import importlib
 import json
 import os
 import shutil
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from cluster import checkpoint, loop
 from cluster import inputs as inputs_module
 from cluster.config import RunConfig, load
 from cluster.device import Device, resolve
-from cluster.errors import Stopped, first_failure
 from cluster.evaluate import evaluate
 from cluster.files import free_name, write_json
 from cluster.inputs import Inputs
@@ -34,7 +31,10 @@ from cluster.placement import Shape
 from cluster.progress import Progress
 from cluster.report import result_of, show
 from cluster.run import Run
-from cluster.sweep import forget_session, remember_session, sweep
+from cluster.session import address_of, ray_session
+from cluster.signals import guarded, signals_raise, signals_wait
+from cluster.stacks import save_stacks
+from cluster.sweep import sweep
 
 RANKS = ("learner.ranks", "learner.zero.stage")
 """Deciding options that a run may change, with `checkpoint.reshard`."""
@@ -143,62 +143,6 @@ async def _evaluation(run: Run) -> dict[str, float]:
         return metrics
 
 
-@contextlib.contextmanager
-def _handler(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Of SIGINT and SIGTERM. Only the main thread has any."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {each: signal.signal(each, handler) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for each, former in before.items():
-            signal.signal(each, former)
-
-
-def signals_raise() -> contextlib.AbstractContextManager[None]:
-    """SIGINT and SIGTERM raise Stopped, where no loop of asyncio heeds them."""
-
-    def stop(number: int, _: Any) -> None:
-        raise Stopped(number)
-
-    return _handler(stop)
-
-
-@contextlib.contextmanager
-def signals_wait() -> Iterator[None]:
-    """They do so behind what must not be left half done."""
-    received: list[int] = []
-    with _handler(lambda number, _: received.append(number)):
-        yield
-    if received:
-        raise Stopped(received[0])
-
-
-async def guarded(body_of_run: Coroutine[Any, Any, Any]) -> Any:
-    """The run, until it ends or a signal ends it."""
-    event_loop = asyncio.get_running_loop()
-    body = asyncio.ensure_future(body_of_run)
-    received: list[int] = []
-
-    def stop(number: int) -> None:
-        received.append(number)
-        body.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        event_loop.add_signal_handler(number, stop, number)
-    try:
-        return await body
-    except asyncio.CancelledError:
-        if received:
-            raise Stopped(received[0]) from None
-        raise
-    except BaseExceptionGroup as group:
-        first = first_failure(group)
-        raise first from group
-
-
 async def _body(run: Run) -> None:
     async with run.progress.shown():
         await run.start()
@@ -211,7 +155,7 @@ async def _body(run: Run) -> None:
             await run.save_at_stop()
             raise
         except BaseException:
-            await run.supervisor.save_stacks()
+            await save_stacks(run.folder, (run.samplers, run.learners, run.fleet.scorers))
             raise
 
 
@@ -344,64 +288,6 @@ def _prepare(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"prepare={config.prepare!r} is no module:function: {error}") from error
     return prepare(config)
-
-
-# -- Ray
-# --------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
-    """Ray, joined or started here; what is started here ends here."""
-    if ray.is_initialized():
-        yield
-        return
-    address = address_of(config)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address == "local":
-        progress.line("starting Ray on this machine")
-        # One victim at a time where memory runs out, the youngest; and time for its children to go.
-        os.environ.setdefault("RAY_worker_killing_policy_by_group", "true")
-        os.environ.setdefault("RAY_memory_monitor_refresh_ms", "1000")
-        options |= {
-            "include_dashboard": False,
-            "num_cpus": max(os.cpu_count() or 1, 2),  # the demo runs on one core, too: slower
-            "object_store_memory": 512 << 20,
-        }
-    else:
-        progress.line(f"joining the Ray cluster at {address}")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    failed = False
-    try:
-        with signals_wait():
-            _join_ray(config, address, options)
-        failed = True
-        yield
-        failed = False
-    except (Stopped, ValueError):
-        failed = False
-        raise
-    finally:
-        with signals_wait():
-            ray.shutdown()
-            forget_session(config.folder, keep_logs=failed)
-
-
-def _join_ray(config: RunConfig, address: str, options: dict[str, Any]) -> None:
-    try:
-        context: Any = ray.init(address=address, **options)
-    except ConnectionError as error:
-        raise RuntimeError(f"no Ray cluster at {address}: {error}") from error
-    if address == "local":
-        remember_session(config.folder, Path(context.address_info["session_dir"]))
-        token = Path.home() / ".ray" / "auth_token"  # Ray makes it for all to read
-        with contextlib.suppress(OSError):
-            token.chmod(0o600)
-
-
-def address_of(config: RunConfig) -> str:
-    address = config.cluster.address
-    return os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
 
 
 def device_of(config: RunConfig) -> Device:

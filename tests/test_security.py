@@ -18,13 +18,13 @@ CANARY = "canary-5f1d2c9e"
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "JUDGE_KEY")
 
 SESSION = """
-import sys
+import sys, tempfile
 from cluster.config import RunConfig
 from cluster.progress import Progress
-from cluster.train import ray_session
+from cluster.session import ray_session
 import ray
 
-with ray_session(RunConfig(), Progress("plain")):
+with ray_session(RunConfig(output_dir=tempfile.mkdtemp()), Progress("plain")):
     print("ADDRESS", ray.get_runtime_context().gcs_address, flush=True)
     sys.stdin.read()
 """

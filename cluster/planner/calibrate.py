@@ -22,7 +22,9 @@ from cluster.planner.costs import Constants, Measured, Model, Table, volume
 from cluster.planner.simulate import Workload, simulate
 from cluster.progress import Progress
 from cluster.run import Run
-from cluster.train import check_capacity, device_of, guarded, ray_session
+from cluster.session import ray_session
+from cluster.signals import guarded
+from cluster.train import check_capacity, device_of
 from rollout import ScoredGroup
 from rollout.sampler import sample_seed
 from rollout.schema import seal
