@@ -35,7 +35,7 @@ from learner.algorithms import build
 from rewards import Score
 from rollout import Completion, Prompt
 from rollout.config import InFlight
-from rollout.schema import read_table, to_table
+from rollout.schema import Sealed, read_table, to_table
 
 
 @dataclass(frozen=True)
@@ -359,7 +359,8 @@ class VirtualRun:
     async def take(self) -> list[Any]:
         return await self.window.take(self.config.schedule.groups_per_step)
 
-    async def update(self, table: Any) -> dict[str, float]:
+    async def update(self, sealed: Sealed) -> dict[str, float]:
+        table = sealed.open()
         lengths_N = np.array([ids[0] for ids in table["completion_ids"].to_pylist()])
         prompts_N = np.array([self._load.prompts[int(i)] for i in table["extra"].to_pylist()])
         shape = Table(table["group_id"].to_numpy(), prompts_N, lengths_N)
