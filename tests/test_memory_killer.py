@@ -26,7 +26,9 @@ def memory() -> dict[str, int]:
     return {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
 
 
-def test_a_verifier_that_eats_all_memory_costs_scorers_and_its_group(tiny: Path, tmp_path: Path):
+def test_a_verifier_that_eats_all_memory_costs_its_group_and_no_learner_rank(
+    tiny: Path, tmp_path: Path
+):
     found = memory()
     if found["MemAvailable"] < 14 * GIB:
         pytest.skip("needs 14 GiB of free memory")
@@ -43,7 +45,9 @@ def test_a_verifier_that_eats_all_memory_costs_scorers_and_its_group(tiny: Path,
     output = run.end()
     check_record(run.folder, 8)
     losses = run.losses()
-    assert losses and {loss["who"] for loss in losses} == {"scorer/0"}, losses
+    assert "scorer/0" in {loss["who"] for loss in losses}, losses
+    # What a scorer's child held may not be free yet when Ray looks again: a sampler is next then.
+    assert not [loss for loss in losses if loss["who"].startswith("learner")], losses
     assert all("memory" in loss["why"] for loss in losses), losses
     unscorable = sum(row["reward/verifier_errors"] for row in metrics(run.folder))
     assert 0 < unscorable < 64 and "the verifier failed on" in output
