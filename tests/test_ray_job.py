@@ -32,6 +32,8 @@ class Head:
         command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
         command += [f"--port={free_port()}", f"--dashboard-port={self.dashboard}"]
         command += ["--include-dashboard=true", f"--temp-dir={folder}"]
+        # Its usual port may be another Ray's, which has just ended, for some seconds more.
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
         command += ["--object-store-memory=200000000", "--disable-usage-stats"]
         self.log = open(folder / "head.log", "w")  # noqa: SIM115
         self.process = subprocess.Popen(
