@@ -309,8 +309,8 @@ class RunConfig(BaseModel):
     def deciding(self) -> dict[str, Any]:
         """What decides the numbers: all fields but those that may change between a run and its
         continuation. Resuming with others is refused."""
-        exact = ("output_dir", "name", "steps", "prepare", "sampler.max_replicas")
-        exact += ("learner.max_skipped_steps",)
+        run = ("output_dir", "name", "steps", "prepare")
+        exact = (*run, "sampler.max_replicas", "learner.max_skipped_steps")
         branches = ("checkpoint.", "logging.", "cluster.", "eval.")
         deciding = {
             key: value

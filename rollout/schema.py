@@ -268,10 +268,6 @@ class Sealed:
     digest: str
     """blake3 of the content"""
 
-    @classmethod
-    def of(cls, content: pa.Buffer) -> "Sealed":
-        return cls(content, blake3(content).hexdigest())
-
     def open(self) -> pa.Table:
         """The table, without a copy. Raises Damaged when the content does not match its digest,
         ValueError when it is no table of this schema."""
@@ -286,7 +282,8 @@ def seal(table: pa.Table) -> Sealed:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    return Sealed.of(sink.getvalue())
+    content = sink.getvalue()
+    return Sealed(content, blake3(content).hexdigest())
 
 
 def write_table(table: pa.Table, path: Path) -> None:

@@ -117,12 +117,26 @@ class Live:
             shutil.rmtree(self.temporary)
         return self.output
 
+    @classmethod
+    def end_all(cls) -> None:
+        """Of a test that failed."""
+        for run in cls.under_way:
+            if run.process.poll() is None:
+                run.process.kill()
+                run.process.communicate()
+        cls.under_way.clear()
+
     def leftovers(self) -> list[str]:
         """What the run has in temporary places: all but Ray's folder of sessions, which is empty,
         and its link to the last of them."""
         found = {path.name for path in self.temporary.glob("*")} - {"ray"}
         found |= {path.name for path in self.temporary.glob("ray/*")} - {"session_latest"}
         return sorted(found)
+
+
+def check_equal(ours: Path, undisturbed: Path) -> None:
+    assert trained(ours) == trained(undisturbed), "other completions were trained"
+    assert digest_of(ours) == digest_of(undisturbed), "the weights are not those of a calm run"
 
 
 def digest_of(folder: Path) -> str:

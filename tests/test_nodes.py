@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from nodes import PORT, Nodes, possible
 from runs import processes_of, wait_until
-from survival import Live, check_record, digest_of, trained
+from survival import Live, check_equal, check_record
 
 from cluster import audit
 
@@ -42,11 +42,7 @@ def undisturbed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nodes():
     made = Nodes(3)
     yield made
-    for run in Live.under_way:
-        if run.process.poll() is None:
-            run.process.kill()
-            run.process.communicate()
-    Live.under_way.clear()
+    Live.end_all()
     made.close()
 
 
@@ -95,8 +91,7 @@ def check(run: Live, undisturbed: Path, lost: set[str]) -> None:
     assert sorted(good) == sorted(lost), run.losses()
     # Ray may put a newcomer onto a node of which it does not know yet that it is gone.
     assert {loss["who"] for loss in run.losses()} == lost, run.losses()
-    assert trained(run.folder) == trained(undisturbed), "other completions were trained"
-    assert digest_of(run.folder) == digest_of(undisturbed), "not the weights of a calm run"
+    check_equal(run.folder, undisturbed)
     assert audit.verify(run.folder) == 0
 
 
@@ -135,8 +130,7 @@ def test_a_node_that_hears_and_is_not_heard_is_given_up(
     assert "sampler/1" in {loss["who"] for loss in run.losses()}
     assert {loss["who"] for loss in run.losses()} <= {"sampler/1", "scorer/0"}
     check_record(run.folder, 8)
-    assert trained(run.folder) == trained(undisturbed)
-    assert digest_of(run.folder) == digest_of(undisturbed)
+    check_equal(run.folder, undisturbed)
 
 
 def test_frames_that_take_half_a_second_make_it_slow_and_nothing_else(

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import jsonl, metrics, processes_of, wait_until
-from survival import Live, check_record, digest_of, trained
+from runs import fill_up, jsonl, metrics, processes_of, small_disk, wait_until
+from survival import Live, check_equal, check_record
 
 from cluster import audit
 from cluster.ledger import table_path
@@ -32,16 +32,17 @@ def undisturbed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nothing_left():
     """Of a test that failed."""
     yield
-    for run in Live.under_way:
-        if run.process.poll() is None:
-            run.process.kill()
-            run.process.communicate()
-    Live.under_way.clear()
+    Live.end_all()
 
 
-def check_equal(ours: Path, undisturbed: Path) -> None:
-    assert trained(ours) == trained(undisturbed), "other completions were trained"
-    assert digest_of(ours) == digest_of(undisturbed), "the weights are not those of a calm run"
+def goes_on_to_the_same_end(run: Live, undisturbed: Path) -> str:
+    """The same command again, behind an end that left no process; its output."""
+    wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
+    run.again()
+    output = run.end()
+    check_record(run.folder, 8)
+    check_equal(run.folder, undisturbed)
+    return output
 
 
 def test_a_run_whose_every_part_dies_once_ends_with_the_undisturbed_runs_weights(
@@ -205,11 +206,7 @@ def test_a_run_that_lost_all_samplers_gets_new_ones_or_says_that_it_cannot(
     kill_both_while_they_sample()
     output = run.end(expect=1)
     assert "no sampler is left (2 of cluster.sampler_restarts=2 used)" in output
-    wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
-    run.again()
-    run.end()
-    check_record(run.folder, 8)
-    check_equal(run.folder, undisturbed)
+    goes_on_to_the_same_end(run, undisturbed)
 
 
 @pytest.mark.slow
@@ -295,11 +292,7 @@ def test_a_run_that_is_stopped_while_it_starts_leaves_nothing(
     output = run.end(expect=143, seconds=30)
     print(f"ended {time.monotonic() - begun:.1f} s after SIGTERM")
     assert "stopped by SIGTERM" in output and "Traceback" not in output
-    wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
-    run.again()
-    run.end()
-    check_record(run.folder, 8)
-    check_equal(run.folder, undisturbed)
+    goes_on_to_the_same_end(run, undisturbed)
 
 
 @pytest.mark.slow
@@ -319,20 +312,16 @@ def test_a_run_that_is_stopped_while_it_evaluates_evaluates_when_it_goes_on(
     assert [row["step"] for row in jsonl(run.folder / "evaluations.jsonl")] == [0, 2]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path):
+@pytest.fixture(name="small_disk")
+def disk_that_grows(tmp_path: Path):
     """A folder on a disk of 6 MiB, and how to make it larger."""
     folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no right to mount a tmpfs here")
 
     def grow() -> None:
         subprocess.run(["mount", "-o", "remount,size=256m", str(folder)], check=True)
 
-    yield folder, grow
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk(folder, "6m"):
+        yield folder, grow
 
 
 @pytest.mark.slow
@@ -358,18 +347,12 @@ def test_a_full_disk_for_tables_ends_the_run_and_room_lets_it_go_on(
     options = {"logging.tensorboard": "false", "checkpoint.every": "0"}
     run = Live(folder, tiny, "tables", **options)
     run.until_step(2)
-    filler = folder / "filler"
-    with pytest.raises(OSError), open(filler, "wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
+    fill_up(folder / "filler")
     output = run.end(expect=1)
     assert "cannot be written (No space left on device)" in output, output[-2000:]
     assert "make room there" in output
     grow()
-    run.again()
-    run.end()
-    check_record(run.folder, 8)
-    check_equal(run.folder, undisturbed)
+    goes_on_to_the_same_end(run, undisturbed)
 
 
 @pytest.mark.slow
