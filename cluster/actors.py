@@ -90,8 +90,20 @@ class SamplerActor:
         return "Sampler"
 
 
+class Watched:
+    """Answers while its work goes on, in a thread of its own: the concurrency group `watch`."""
+
+    @ray.method(concurrency_group="watch")
+    def beat(self) -> float:
+        return 0.0
+
+    @ray.method(concurrency_group="watch")
+    def show_stacks(self) -> None:
+        show_stacks()
+
+
 @ray.remote(concurrency_groups={"watch": 1})  # pyright: ignore[reportCallIssue, reportArgumentType]
-class ScorerActor:
+class ScorerActor(Watched):
     """Runs verifiers in child processes. Threaded, so calls may overtake `start`: they wait."""
 
     def __init__(self) -> None:
@@ -111,14 +123,6 @@ class ScorerActor:
         faults.point("reward.before_return")
         return verdicts
 
-    @ray.method(concurrency_group="watch")
-    def beat(self) -> float:
-        return 0.0
-
-    @ray.method(concurrency_group="watch")
-    def show_stacks(self) -> None:
-        show_stacks()
-
     def __repr__(self) -> str:
         return "Scorer"
 
@@ -130,7 +134,14 @@ class ServiceActor:
     async def start(self, config: Any) -> None:
         from rewards.services import Http, Judge, JudgeConfig
 
+        leave_stacks()
         self._service = Judge(config) if isinstance(config, JudgeConfig) else Http(config)
+
+    async def beat(self) -> float:
+        return 0.0
+
+    async def show_stacks(self) -> None:
+        show_stacks()
 
     async def judge(self, task: Task, attempts: list[Attempt]) -> list[Verdict | None]:
         return await self._service.judge(task, attempts)
@@ -139,13 +150,14 @@ class ServiceActor:
         return "Service"
 
 
-@ray.remote
-class RewardModelActor:
+@ray.remote(concurrency_groups={"watch": 1})  # pyright: ignore[reportCallIssue, reportArgumentType]
+class RewardModelActor(Watched):
     """One replica of a reward model."""
 
     def start(self, config: Any) -> None:
         from rewards.reward_model import RewardModel
 
+        leave_stacks()
         self._model = RewardModel(config)
 
     def judge(self, task: Task, attempts: list[Attempt]) -> list[Verdict | None]:
@@ -156,7 +168,7 @@ class RewardModelActor:
 
 
 @ray.remote(concurrency_groups={"watch": 1})  # pyright: ignore[reportCallIssue, reportArgumentType]
-class LearnerActor:
+class LearnerActor(Watched):
     """One learner rank. Its work runs in one thread; `progress` and `beat` answer meanwhile."""
 
     def address(self, port: int, seconds: float) -> tuple[str, int]:
@@ -224,14 +236,6 @@ class LearnerActor:
     @ray.method(concurrency_group="watch")
     def progress(self) -> tuple[int, int]:
         return self._learner.progress()
-
-    @ray.method(concurrency_group="watch")
-    def beat(self) -> float:
-        return 0.0
-
-    @ray.method(concurrency_group="watch")
-    def show_stacks(self) -> None:
-        show_stacks()
 
     def __repr__(self) -> str:
         return "Learner"

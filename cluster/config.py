@@ -141,8 +141,8 @@ class CheckpointConfig(BaseModel):
     lost either: what was trained since the one before is replayed from the recorded tables."""
 
     reshard: bool = False
-    """Let a run go on with another `learner.ranks`, or with `learner.zero.stage` 2 in place of 1 or
-    the reverse. Its sums are then taken in another order: equal up to rounding."""
+    """Let a run go on with another `learner.ranks` or `learner.zero.stage`. Its sums are then taken
+    in another order: equal up to rounding."""
 
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the run folder's newest complete checkpoint; `never` refuses a run folder

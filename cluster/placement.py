@@ -1,12 +1,13 @@
 """All actors of a run: placed on the cluster, started, connected, ended."""
 
 import asyncio
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
@@ -62,6 +63,14 @@ class Shape:
         return " + ".join(f"{n} {role} x {each:g} {kind}" for role, n, each, kind in roles if n)
 
 
+class JudgeKind(NamedTuple):
+    """Of those who judge: what makes one, how many there are, what they are started with."""
+
+    make: Callable[[int], ActorHandle]
+    count: int
+    settings: Any
+
+
 class Fleet:
     """The actors. Nothing is placed before `start`."""
 
@@ -77,9 +86,13 @@ class Fleet:
         seconds = config.cluster.step_timeout
         self.learners = Pool("learner", [], seconds=seconds)
         self.samplers = Pool("sampler", [], seconds=seconds)
-        self.scorers = Pool("scorer", [], seconds=seconds, lost=self._scorer_lost)
+        self.scorers = Pool("scorer", [], seconds=seconds)
         self._service_configs = services_of(config.rewards)
-        self.services = {name: Pool(name, [], seconds=seconds) for name in self._service_configs}
+        self.services = {
+            name: Pool(name, [], seconds=seconds, tries=2) for name in self._service_configs
+        }
+        for pool in self.judges:
+            pool.lost = functools.partial(self._judge_lost, pool)
         self._endpoint: Endpoint
         self._connected: list[Member] = []
 
@@ -90,23 +103,22 @@ class Fleet:
         self._progress.phase = f"starting {shape.describe(self._config, self._device)}"
         self._learner = self._factory(LearnerActor, "learner", self._device.learner_env, 1)
         self._sampler = self._factory(SamplerActor, "sampler", self._device.sampler_env, tensor)
-        self._scorer = self._factory(ScorerActor, "scorer", {}, 0)
+        self._judge_kinds = {self.scorers: self._scorer_kind()}
+        for name, service in self._service_configs.items():
+            self._judge_kinds[self.services[name]] = self._service_kind(name, service)
         learners = asyncio.ensure_future(self.start_learners())
         if self._device.resource == "CPU":
             # The ranks are made first, scorers last: where a node runs out of memory, Ray kills the
             # youngest. On GPUs the larger engines are, so that they find a node that is free.
             await asyncio.sleep(0)
         self.samplers.adopt([self._sampler(index) for index in range(shape.samplers)])
-        if shape.scorers:
-            for name, service in self._service_configs.items():
-                self.services[name].adopt(self._service_members(name, service))
-        self.scorers.adopt([self._scorer(index) for index in range(shape.scorers)])
+        for pool, (make, count, _) in reversed(self._judge_kinds.items()):
+            pool.adopt([make(index) for index in range(count if shape.scorers else 0)])
         waiting = asyncio.create_task(self._say_who_waits())
         try:
             calls = self.samplers.submit("start", *self._sampler_arguments())
-            calls += self.scorers.submit("start", self._config.rewards)
-            for name, pool in self.services.items():
-                calls += pool.submit("start", self._service_configs[name])
+            for pool, (_, _, settings) in self._judge_kinds.items():
+                calls += pool.submit("start", settings)
             await asyncio.gather(learners, self._ready(calls))  # first failure first
             await self.connect(self.samplers.live)
         finally:
@@ -153,10 +165,10 @@ class Fleet:
         member = self.samplers.place(index, self._sampler(index))
         return await self._start(self.samplers, member, *self._sampler_arguments())
 
-    async def start_scorer(self, index: int) -> Member:
-        """The same of a scorer."""
-        member = self.scorers.place(index, self._scorer(index))
-        return await self._start(self.scorers, member, self._config.rewards)
+    async def start_judge(self, pool: Pool, index: int) -> Member:
+        """The same of a scorer, a reward model or a service."""
+        make, _, settings = self._judge_kinds[pool]
+        return await self._start(pool, pool.place(index, make(index)), settings)
 
     async def _start(self, pool: Pool, member: Member, *arguments: Any) -> Member:
         index, actor = member
@@ -242,18 +254,30 @@ class Fleet:
 
         return make
 
-    def _scorer_lost(self, index: int, why: str) -> None:
-        """Where nobody supervises: in an evaluation alone."""
-        self._progress.line(f"scorer/{index} is lost ({why}); a new one takes its place")
-        member = self.scorers.place(index, self._scorer(index))
-        member[1].start.remote(self._config.rewards)  # it lets calls wait until then
-        self.scorers.put(member)
+    @property
+    def judges(self) -> list[Pool]:
+        return [self.scorers, *self.services.values()]
 
-    def _service_members(self, name: str, service: ServiceConfig) -> list[ActorHandle]:
-        if not isinstance(service, RewardModelConfig):
-            return [self._factory(ServiceActor, "service", {}, 0)(name)]
-        made = self._factory(RewardModelActor, "reward_model", {}, 0, gpus=service.gpus)
-        return [made(f"{name}/{index}") for index in range(service.replicas)]
+    def _judge_lost(self, pool: Pool, index: int, why: str) -> None:
+        """Where nobody supervises: in an evaluation alone."""
+        self._progress.line(f"{pool.name}/{index} is lost ({why}); a new one takes its place")
+        make, _, settings = self._judge_kinds[pool]
+        member = pool.place(index, make(index))
+        member[1].start.remote(settings)  # calls wait until then
+        pool.put(member)
+
+    def _scorer_kind(self) -> JudgeKind:
+        make = self._factory(ScorerActor, "scorer", {}, 0)
+        return JudgeKind(make, self._shape.scorers, self._config.rewards)
+
+    def _service_kind(self, name: str, service: ServiceConfig) -> JudgeKind:
+        if isinstance(service, RewardModelConfig):
+            role, count = "reward_model", service.replicas
+            make = self._factory(RewardModelActor, role, {}, 0, gpus=service.gpus)
+        else:
+            role, count = "service", 1
+            make = self._factory(ServiceActor, role, {}, 0)
+        return JudgeKind(lambda index: make(f"{name}/{index}"), count, service)
 
     async def _say_who_waits(self) -> None:
         """Every half minute, what was asked of the cluster and what it has free."""
@@ -268,7 +292,7 @@ class Fleet:
 
     def kill(self) -> None:
         """End every actor at once. What they hold is on disk or was never promised."""
-        for pool in (self.samplers, self.learners, self.scorers, *self.services.values()):
+        for pool in (self.samplers, self.learners, *self.judges):
             pool.kill()
 
 

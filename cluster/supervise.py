@@ -12,6 +12,7 @@ know of more than deaths.
 import asyncio
 import functools
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from cluster.publish import Publisher
 from rollout.schema import Damaged, Sealed
 
 BEAT_SECONDS = 2.0
-SCORER_TRIES = 5
+JUDGE_TRIES = 5
 """In a row"""
 T = TypeVar("T")
 
@@ -93,19 +94,20 @@ class Supervisor:
         self.admissions = 0
         """Of samplers that were not there from the start."""
         self._newcomers: list[Member] = []
-        self._scorers_coming = 0
+        self._judges_coming = Counter[Pool]()
         self._head = Head()
 
     async def watch(self) -> None:
         """Until cancelled. Raises RuntimeError when too much was lost to go on."""
         async with asyncio.TaskGroup() as self._tasks:
             self._fleet.samplers.lost = self._sampler_lost
-            self._fleet.scorers.lost = self._scorer_lost
+            for judges in self._fleet.judges:
+                judges.lost = functools.partial(self._judge_lost, judges)
             self._tasks.create_task(self._head.watch(lambda: self.version))
             while True:
                 await asyncio.sleep(BEAT_SECONDS)
                 fleet = self._fleet
-                pools = [fleet.samplers, fleet.scorers]
+                pools = [fleet.samplers, *fleet.judges]
                 pools += [] if self._starting else [fleet.learners]
                 members = [(pool, member) for pool in pools for member in pool.live]
                 members += [(fleet.samplers, newcomer) for newcomer in self._newcomers]
@@ -239,20 +241,21 @@ class Supervisor:
         finally:
             await self._fleet.connect_all()
 
-    def _scorer_lost(self, index: int, why: str) -> None:
-        ray.kill(self._fleet.scorers.members[index])
-        self._scorers_coming += 1
-        self._tasks.create_task(self._replace_scorer(index, why))
+    def _judge_lost(self, pool: Pool, index: int, why: str) -> None:
+        ray.kill(pool.members[index])
+        self._judges_coming[pool] += 1
+        self._tasks.create_task(self._replace_judge(pool, index, why))
 
-    async def _replace_scorer(self, index: int, why: str) -> None:
-        who, outcome = f"scorer/{index}", "not replaced"
+    async def _replace_judge(self, pool: Pool, index: int, why: str) -> None:
+        """A scorer, a reward model or a service."""
+        who, outcome = f"{pool.name}/{index}", "not replaced"
         why, started = self._frozen.pop(who, why), time.monotonic()
         try:
-            for _ in range(SCORER_TRIES):
+            for _ in range(JUDGE_TRIES):
                 self._progress.line(f"{who} is lost ({why}); a new one takes its place")
                 try:
                     await self._head.is_there()
-                    self._fleet.scorers.put(await self._fleet.start_scorer(index))
+                    pool.put(await self._fleet.start_judge(pool, index))
                 except Lost as lost:  # perhaps its node is gone, and Ray does not know yet
                     self._record(who, why, "replaced, lost again", started)
                     why, started = str(lost), time.monotonic()
@@ -265,10 +268,10 @@ class Supervisor:
             outcome = "not replaced: the run ended before"
             raise
         finally:
-            self._scorers_coming -= 1
+            self._judges_coming[pool] -= 1
             self._record(who, why, outcome, started)
-        if not self._fleet.scorers.live and not self._scorers_coming:
-            raise RuntimeError(f"no scorer is left; the last to go: {who} ({why}), {outcome}")
+        if not pool.live and not self._judges_coming[pool]:
+            raise RuntimeError(f"no {pool.name} is left; the last to go: {who} ({why}), {outcome}")
 
     # -- the learner ------------------------------------------------------------------------------
 

@@ -241,7 +241,7 @@ def _check_same_run(config: RunConfig, folder: Path) -> None:
             f"  {key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} here"
             for key in differ
         ]
-        if not all(_is_resharding(key, theirs.get(key), ours.get(key)) for key in differ):
+        if not set(differ) <= set(RANKS):
             raise ValueError(
                 f"{folder} is a run of another config; set another name, or start anew with "
                 "--fresh (the old folder is moved aside). What differs:\n" + "\n".join(changed)
@@ -255,11 +255,6 @@ def _check_same_run(config: RunConfig, folder: Path) -> None:
             print(f"{folder} goes on resharded:\n" + "\n".join(changed))
     else:
         write_json(saved, {"deciding": ours, "config": config.model_dump(mode="json")})
-
-
-def _is_resharding(key: str, there: Any, here: Any) -> bool:
-    """Whether a run may go on with this change, where `checkpoint.reshard` lets it."""
-    return key in RANKS and (key != "learner.zero.stage" or {there, here} == {1, 2})
 
 
 def _save_config(config: RunConfig) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from learner.config import LearnerConfig, OptimConfig
 from learner.presets import merged
-from learner.shards import Layout, check_shard, layout_of, make_universal
+from learner.shards import Layout, check_shard, layout_of, load_whole, make_whole
 
 TAG = "learner"
 
@@ -160,41 +160,33 @@ class Engine:
         self._ds.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
     def load(self, folder: Path, spare: Path) -> None:
-        """From the shards of this many ranks or, by way of the `spare` folder, of others: a
-        collective. Raises RuntimeError when they are of a ZeRO stage that cannot become this one,
-        ValueError when one of them would run code: DeepSpeed unpickles whatever it finds."""
+        """From the shards of this many ranks at this stage or, by way of the `spare` folder, of
+        others: a collective. Raises ValueError when one of them would run code: DeepSpeed unpickles
+        whatever it finds."""
         shards = sorted((folder / TAG).glob("*.pt"))
         for shard in shards:
             check_shard(shard)
         saved, wanted = layout_of(shards), self._layout
-        if saved.family != wanted.family:
-            raise RuntimeError(
-                f"{folder} is of {saved}, this learner has {wanted}: a run may go on with another "
-                "number of ranks, and change between the stages 1 and 2, but not this"
-            )
-        if saved == wanted or wanted.family == "0":  # then each rank's state is the whole
-            self._load(folder)
-        else:
-            self._load_resharded(folder, spare)
-
-    def _load(self, folder: Path) -> None:
+        if saved != wanted and not (saved.family == wanted.family == "0"):
+            self._load_resharded(folder, spare)  # without ZeRO, each rank's state is the whole
+            return
         path, _ = self._ds.load_checkpoint(str(folder), tag=TAG)
         if path is None:
-            raise RuntimeError(f"{folder} holds no state for {self._layout}")
+            raise RuntimeError(f"{folder} holds no state for {wanted}")
 
     def _load_resharded(self, folder: Path, spare: Path) -> None:
-        """By way of DeepSpeed's universal checkpoint, which the first rank makes."""
+        """By way of a state in one piece, which the first rank makes."""
         first = self._placement.rank == 0
+        named = self._ds.module.named_parameters()
+        trained = {name: parameter for name, parameter in named if parameter.requires_grad}
         try:
             if first:
                 shutil.rmtree(spare, ignore_errors=True)
-                make_universal(folder / TAG, spare / TAG)
+                make_whole(folder / TAG, spare, list(trained))
             torch.distributed.barrier()
-            self._ds._config.load_universal_checkpoint = True
-            self._load(spare)
+            load_whole(self._ds.optimizer, self.stage, spare, trained)
             torch.distributed.barrier()
         finally:
-            self._ds._config.load_universal_checkpoint = False
             if first:
                 shutil.rmtree(spare, ignore_errors=True)
 

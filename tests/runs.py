@@ -1,15 +1,11 @@
 """Small real runs through the command line, as a user starts them."""
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -97,26 +93,6 @@ def processes_of(folder: Path) -> list[str]:
         except OSError:
             continue
     return found
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """A tmpfs of so many bytes at this folder; the test is skipped where none can be mounted."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no right to mount a tmpfs here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill_up(file: Path) -> None:
-    """Until the disk has no room for another block."""
-    with pytest.raises(OSError), open(file, "wb", buffering=0) as filler:
-        while True:
-            filler.write(bytes(4096))
 
 
 def wait_until(condition, seconds: float, what: str) -> None:

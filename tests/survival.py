@@ -39,10 +39,10 @@ class Live:
     def __init__(
         self, folder: Path, tiny: Path, name: str, *, begin: Callable = start, **options: str
     ) -> None:
-        """`options` are the recipe's; those that begin with RAY_ go into the environment."""
+        """`options` are the recipe's; those in capitals go into the environment."""
         folder.mkdir(exist_ok=True)
         self._begin = begin
-        self._env = {key: options.pop(key) for key in list(options) if key.startswith("RAY_")}
+        self._env = {key: options.pop(key) for key in list(options) if key.isupper()}
         verifier = folder / "spread.py"
         verifier.write_text(SPREAD)
         rewards = f'{{"{verifier}:verify": 1.0}}'

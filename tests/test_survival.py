@@ -1,15 +1,18 @@
 """Processes of real runs killed and frozen: the run finishes with the data and the weights of one
 that nobody disturbed."""
 
+import json
 import os
 import signal
-import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import fill_up, jsonl, metrics, processes_of, small_disk, wait_until
+from disks import Disk, Failing, Small, WithQuota
+from runs import jsonl, metrics, processes_of, wait_until
 from survival import Live, check_equal, check_record
+from web import Service, make_reward_model
 
 from cluster import audit
 from cluster.ledger import table_path
@@ -312,26 +315,28 @@ def test_a_run_that_is_stopped_while_it_evaluates_evaluates_when_it_goes_on(
     assert [row["step"] for row in jsonl(run.folder / "evaluations.jsonl")] == [0, 2]
 
 
-@pytest.fixture(name="small_disk")
-def disk_that_grows(tmp_path: Path):
-    """A folder on a disk of 6 MiB, and how to make it larger."""
-    folder = tmp_path / "disk"
+KINDS = {
+    "full": lambda folder: Small(folder, "6m"),
+    "quota": WithQuota,
+    "read-only": Failing,
+}
 
-    def grow() -> None:
-        subprocess.run(["mount", "-o", "remount,size=256m", str(folder)], check=True)
 
-    with small_disk(folder, "6m"):
-        yield folder, grow
+@pytest.fixture
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    made = KINDS[request.param](tmp_path / "disk")
+    yield made
+    made.close()
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("disk", ["full"], indirect=True)
 def test_a_disk_that_is_full_costs_checkpoints_and_nothing_else(
-    small_disk, undisturbed: Path, tiny: Path
+    disk: Disk, undisturbed: Path, tiny: Path
 ):
-    folder, grow = small_disk
-    run = Live(folder, tiny, "full", **{"logging.tensorboard": "false"})
+    run = Live(disk.folder, tiny, "full", **{"logging.tensorboard": "false"})
     run.until(lambda: len(run.losses()) >= 1, "a save that fails with a rank in it")
-    grow()
+    disk.mend()
     output = run.end()
     assert "no checkpoint, training goes on: " in output and "is full (" in output, output[-4000:]
     assert {loss["who"] for loss in run.losses()} == {"learner"}
@@ -340,18 +345,18 @@ def test_a_disk_that_is_full_costs_checkpoints_and_nothing_else(
 
 
 @pytest.mark.slow
-def test_a_full_disk_for_tables_ends_the_run_and_room_lets_it_go_on(
-    small_disk, undisturbed: Path, tiny: Path
+@pytest.mark.parametrize("disk", list(KINDS), indirect=True)
+def test_a_disk_that_takes_no_table_ends_the_run_and_once_it_does_the_run_goes_on(
+    disk: Disk, undisturbed: Path, tiny: Path
 ):
-    folder, grow = small_disk
     options = {"logging.tensorboard": "false", "checkpoint.every": "0"}
-    run = Live(folder, tiny, "tables", **options)
+    run = Live(disk.folder, tiny, "tables", **options)
     run.until_step(2)
-    fill_up(folder / "filler")
+    disk.spoil()
     output = run.end(expect=1)
-    assert "cannot be written (No space left on device)" in output, output[-2000:]
-    assert "make room there" in output
-    grow()
+    assert f"cannot be written ({disk.says})" in output, output[-2000:]
+    assert "the same command goes on" in output and "Traceback" not in output
+    disk.mend()
     goes_on_to_the_same_end(run, undisturbed)
 
 
@@ -371,6 +376,68 @@ def test_a_scorer_that_is_lost_costs_nothing(
     assert [(loss["who"], loss["outcome"]) for loss in run.losses()] == [("scorer/0", "replaced")]
     check_record(run.folder, 8)
     check_equal(run.folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_disturbs_nothing(undisturbed: Path, tiny: Path, tmp_path: Path):
+    """Of all processes of the run, Ray's included: a day ahead, then an hour behind."""
+    found = list(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    if not found:
+        pytest.skip("libfaketime is not installed")
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    env = {
+        "LD_PRELOAD": str(found[0]),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    run = Live(tmp_path, tiny, "jumps", **env)
+    run.until_step(1)
+    clock.write_text("+1d")
+    run.until_step(3)
+    clock.write_text("-1h")
+    run.end()
+    times = [row["time"] - time.time() for row in metrics(run.folder)]
+    assert max(times) > 80_000 and min(times) < -3_000, f"no clock jumped: {times}"
+    assert run.losses() == []
+    check_record(run.folder, 8)
+    check_equal(run.folder, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["quality", "remote"])
+def test_a_reward_model_or_a_service_that_is_lost_costs_nothing(
+    role: str, tiny: Path, tmp_path: Path
+):
+    service = Service()
+    service.respond = lambda asked: {
+        "rewards": [len(each) % 5 / 4 for each in asked["completions"]]
+    }
+    (tmp_path / "lost").mkdir()
+    model = make_reward_model(tiny / "model", tmp_path / "rm")
+    verifiers = {
+        "quality": {"use": "reward_model", "path": str(model), "weight": 0.1},
+        "remote": {"use": "http", "url": service.url, "weight": 1.0},
+    }
+    options = {"rewards.verifiers": json.dumps(verifiers), "steps": "6"}
+    try:
+        calm = Live(tmp_path / "calm", tiny, "calm", **options)
+        calm.end()
+        run = Live(tmp_path / "lost", tiny, "judges", **options)
+        run.until_step(1)
+        os.kill(run.pid(f"{role}-0"), signal.SIGKILL)
+        run.until_step(3)
+        run.until_replaced(1)
+        os.kill(run.pid(f"{role}-0"), signal.SIGSTOP)
+        assert run.end().count(f"{role}/0 is lost") == 2
+    finally:
+        service.close()
+    assert [(loss["who"], loss["outcome"]) for loss in run.losses()] == [
+        (f"{role}/0", "replaced")
+    ] * 2
+    check_record(run.folder, 6)
+    check_equal(run.folder, calm.folder)
 
 
 def flip_in_shared_memory(run: Live, content: bytes) -> None:

@@ -5,7 +5,7 @@ import threading
 import time
 from pathlib import Path
 
-from runs import fill_up, small_disk
+from disks import fill_up, small_disk
 
 from cluster.metrics import METRICS, MetricsWriter, read_metrics
 from cluster.trackers import MOST_WAITING, Aside
