@@ -152,8 +152,13 @@ class CheckpointConfig(BaseModel):
 class LoggingConfig(BaseModel):
     model_config = STRICT
 
-    tensorboard: bool = True
-    """Write the metrics as TensorBoard events, too. `metrics.jsonl` is always written."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = ["tensorboard"]
+    """Where metrics go besides `metrics.jsonl` and Prometheus, which always have them. All but
+    TensorBoard are installed by you and take their addresses and keys from the environment, as
+    they always do."""
+
+    aliases: Literal["", "trl", "verl"] = ""
+    """Write metrics under that system's names, too, as far as it has one."""
 
     keep_rollouts: bool = True
     """Keep each step's table under `rollouts/`. Without them there is no replay."""

@@ -182,9 +182,9 @@ class Engine:
         try:
             if first:
                 shutil.rmtree(spare, ignore_errors=True)
-                make_whole(folder / TAG, spare, list(trained))
+                make_whole(folder / TAG, spare / TAG, list(trained))
             torch.distributed.barrier()
-            load_whole(self._ds.optimizer, self.stage, spare, trained)
+            load_whole(self._ds.optimizer, self.stage, spare / TAG, trained)
             torch.distributed.barrier()
         finally:
             if first:

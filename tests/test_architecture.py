@@ -114,11 +114,13 @@ def test_records_import_in_milliseconds():
 
 def test_nothing_outside_is_unpickled_or_evaluated():
     forbidden = re.compile(r"(eval|exec|torch\.load|(pickle|dill)\..*)")
+    tensors_only = "weights_only=True"
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node.func)}"
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and forbidden.fullmatch(ast.unparse(node.func))
+        if tensors_only not in map(ast.unparse, node.keywords)
     ]
     # The one place that runs what the model wrote, behind everything that a sandbox takes away.
     wrong = [each for each in wrong if not each.startswith("rewards/programs/runner.py")]
