@@ -54,8 +54,9 @@ def make_whole(shards: Path, whole: Path, names: list[str]) -> None:
         step = _step_of(shards)
         for path in (folder / name / f"{key}.pt" for name in names for key in ("fp32", *MOMENTS)):
             value = _read(path)
-            if torch.is_tensor(value):
-                torch.save({"param": value}, path)
+            if torch.is_tensor(value):  # still mapped from this very file
+                torch.save({"param": value}, path.with_suffix(".new"))
+                path.with_suffix(".new").replace(path)
     for name in names:
         torch.save(step, folder / name / "step.pt")
     import deepspeed
