@@ -27,7 +27,7 @@ def hurt(run: Live, rng: random.Random) -> str:
     role, number = rng.choice(ROLES), rng.choice((signal.SIGKILL, signal.SIGSTOP))
     if role == "driver":
         os.kill(run.process.pid, signal.SIGKILL)
-        run.process.communicate()
+        run.process.wait()
         wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
         run.again()
         return "driver SIGKILL"

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -61,7 +62,15 @@ class Live:
         self.temporary.mkdir(exist_ok=True)
         env = {**self._env, "TMPDIR": str(self.temporary), "COHORT_FAULTS": str(self.faults)}
         self.process = self._begin("train", *self.arguments, **env)
+        # Read as it comes: a full pipe would hold up the driver.
+        self._reader = threading.Thread(target=self._read, args=[self.process], daemon=True)
+        self._reader.start()
         self.under_way.append(self)
+
+    def _read(self, process: subprocess.Popen) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.output += line
 
     def until(self, condition, what: str, seconds: float = 240) -> None:
         def met() -> bool:
@@ -105,12 +114,12 @@ class Live:
 
     def end(self, *, expect: int | None = 0, seconds: float = 300) -> str:
         try:
-            more, _ = self.process.communicate(timeout=seconds)
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
-            more, _ = self.process.communicate()
-            raise AssertionError(f"no end within {seconds} s:\n{more[-6000:]}") from None
-        self.output += more
+            self.process.wait()
+            raise AssertionError(f"no end within {seconds} s:\n{self.output[-6000:]}") from None
+        self._reader.join(10)  # a process that outlives the driver may have its end of the pipe
         assert expect is None or self.process.returncode == expect, self.output[-6000:]
         if expect is not None:
             wait_until(lambda: not self.leftovers(), 15, f"nothing left: {self.leftovers()}")
@@ -123,7 +132,7 @@ class Live:
         for run in cls.under_way:
             if run.process.poll() is None:
                 run.process.kill()
-                run.process.communicate()
+                run.process.wait()
         cls.under_way.clear()
 
     def leftovers(self) -> list[str]:

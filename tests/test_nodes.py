@@ -2,7 +2,6 @@
 the weights of one that nobody disturbed."""
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -71,18 +70,9 @@ def started(nodes: Nodes, tiny: Path, folder: Path, name: str) -> Live:
     nodes.start_ray(2, cpus=2)
     run.until(lambda: any((run.folder / "stacks").glob("sampler-1.*")), "a second sampler")
     assert nodes.where(run.pid("sampler-1")) == 2
-    wait_until(lambda: "sampler/1 joined" in said(run), 120, "sampler/1 among those that serve")
+    wait_until(lambda: "sampler/1 joined" in run.output, 120, "sampler/1 among those that serve")
     run.let_go("reward.before_return")
     return run
-
-
-def said(run: Live) -> str:
-    """What the driver has printed so far."""
-    assert run.process.stdout is not None
-    pipe = run.process.stdout.fileno()
-    while select.select([pipe], [], [], 0)[0] and (more := os.read(pipe, 1 << 16)):
-        run.output += more.decode()
-    return run.output
 
 
 def check(run: Live, undisturbed: Path, lost: set[str]) -> None:
@@ -123,7 +113,7 @@ def test_a_node_that_hears_and_is_not_heard_is_given_up(
     nodes.switch.lost.add(2)
     begun = time.monotonic()
     run.hold("reward.before_return")
-    wait_until(lambda: "sampler/1 is lost" in said(run), 120, "the loss of sampler/1")
+    wait_until(lambda: "sampler/1 is lost" in run.output, 120, "the loss of sampler/1")
     print(f"found {time.monotonic() - begun:.0f} s behind the last frame")
     run.let_go("reward.before_return")
     run.end()

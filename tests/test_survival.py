@@ -81,7 +81,7 @@ def test_a_run_whose_every_part_dies_once_ends_with_the_undisturbed_runs_weights
 
     done = run.steps_done
     os.kill(run.process.pid, signal.SIGKILL)
-    run.process.communicate()
+    run.process.wait()
     wait_until(lambda: processes_of(run.folder) == [], 15, "no process left behind the driver")
     run.again()
     output = run.end()
@@ -226,7 +226,7 @@ def test_an_asynchronous_run_whose_parts_die_keeps_its_bound_and_its_prompts(
         run.let_go("reward.before_return")
     run.until_step(24)
     os.kill(run.process.pid, signal.SIGKILL)
-    run.process.communicate()
+    run.process.wait()
     wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
     run.again()
     run.end()
@@ -488,7 +488,7 @@ def test_a_run_of_other_settings_is_refused_with_the_difference(tiny: Path, tmp_
     run = Live(tmp_path, tiny, "changed")
     run.until_step(3)
     os.kill(run.process.pid, signal.SIGKILL)
-    run.process.communicate()
+    run.process.wait()
     plain = list(run.arguments)
     changes = {
         "sampler.group_size=8": "sampler.group_size: 4 there, 8 here",
