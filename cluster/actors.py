@@ -28,24 +28,36 @@ from rollout.transfer import Endpoint
 START_SECONDS = 120.0
 
 
+def own_name() -> str:
+    """Of the actor that asks: `<run>/sampler/0`, in the dashboard and before each line that it
+    prints. Ray asks once, when the actor is made."""
+    return ray.get_runtime_context().get_actor_name() or "an actor"
+
+
 @ray.remote
 class SamplerActor:
     """One vLLM engine. Async: all calls are under way at the same time."""
 
     _sampler: Any = None
+    _acknowledged = (-1, "")
+    _load = 0
+    """Calls of `generate` under way"""
 
     async def start(self, model: str, config: SamplerConfig, args: dict, max_len: int) -> None:
         from rollout.sampler import Sampler
 
         leave_stacks()
         self._sampler = await asyncio.to_thread(Sampler, model, config, args, max_len)
-        self._acknowledged = (-1, "")
         self._staging: asyncio.Future[None] | None = None
 
     async def generate(
         self, prompt: Prompt, sampling: SamplingConfig, seeds: list[int]
     ) -> tuple[Completion, ...]:
-        return await asyncio.wrap_future(self._sampler.generate(prompt, sampling, seeds))
+        self._load += 1
+        try:
+            return await asyncio.wrap_future(self._sampler.generate(prompt, sampling, seeds))
+        finally:
+            self._load -= 1
 
     async def beat(self) -> float:
         """Seconds since the engine's thread was last heard of, while it has something to do."""
@@ -87,7 +99,8 @@ class SamplerActor:
         return self._acknowledged
 
     def __repr__(self) -> str:
-        return "Sampler"
+        version, _ = self._acknowledged
+        return f"{own_name()} (version {version}, {self._load} groups under way)"
 
 
 class Watched:
@@ -124,7 +137,7 @@ class ScorerActor(Watched):
         return verdicts
 
     def __repr__(self) -> str:
-        return "Scorer"
+        return own_name()
 
 
 @ray.remote
@@ -147,7 +160,7 @@ class ServiceActor:
         return await self._service.judge(task, attempts)
 
     def __repr__(self) -> str:
-        return "Service"
+        return own_name()
 
 
 @ray.remote(concurrency_groups={"watch": 1})  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -164,7 +177,7 @@ class RewardModelActor(Watched):
         return self._model.judge(task, attempts)
 
     def __repr__(self) -> str:
-        return "RewardModel"
+        return own_name()
 
 
 @ray.remote(concurrency_groups={"watch": 1})  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -238,7 +251,8 @@ class LearnerActor(Watched):
         return self._learner.progress()
 
     def __repr__(self) -> str:
-        return "Learner"
+        version = getattr(getattr(self, "_learner", None), "version", None)
+        return own_name() if version is None else f"{own_name()} (version {version})"
 
 
 class SamplerClient:

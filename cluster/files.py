@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,13 @@ def free_name(path: Path) -> Path:
 
 def add_line(path: Path, value: Any) -> None:
     whole_lines(path)
+    add_lines(path, [value])
+
+
+def add_lines(path: Path, values: Sequence[Any]) -> None:
+    """Behind the last, which is whole."""
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(value) + "\n")
+        file.write("".join(json.dumps(value) + "\n" for value in values))
 
 
 def read_lines(path: Path) -> list[Any]:

@@ -3,6 +3,8 @@
 The names are fixed; docs/operations.md says what each one means.
 """
 
+import contextlib
+import functools
 import json
 import math
 import os
@@ -10,8 +12,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import ray
+
+from cluster.aliases import aliases
+from cluster.config import LoggingConfig
 from cluster.files import read_lines, whole_lines
-from cluster.trackers import Aside, TensorBoard
+from cluster.trackers import TRACKERS, Aside, Prometheus
 from cluster.window import Window
 from rollout import ScoredGroup
 from rollout.types import NO_POLICY
@@ -22,14 +28,18 @@ def describe(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     completions = [c for g in groups for c in g.group.completions]
     scores = [s for g in groups for s in g.scores]
     rewards = [s.reward for s in scores if s.reward is not None]
+    lengths = [len(c.token_ids) for c in completions]
     metrics = {
         "reward/verifier_errors": float(sum(s.outcome == "unscorable" for s in scores)),
         "reward/timeouts": float(sum(s.outcome == "timeout" for s in scores)),
         "reward/tampered": float(sum(s.outcome == "tampered" for s in scores)),
-        "rollout/length": _mean([len(c.token_ids) for c in completions]),
+        "rollout/length": _mean(lengths),
+        "rollout/length_max": float(max(lengths, default=0)),
         "rollout/group_size": len(completions) / max(len(groups), 1),
         "rollout/truncated": _mean([c.finish_reason == "length" for c in completions]),
         "rollout/uniform_groups": _mean([g.is_uniform for g in groups]),
+        "rollout/all_zero_groups": _mean([_all_at(g, 0.0) for g in groups]),
+        "rollout/all_one_groups": _mean([_all_at(g, 1.0) for g in groups]),
     }
     if rewards:
         metrics["reward/mean"] = _mean(rewards)
@@ -49,14 +59,22 @@ def describe(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     return metrics
 
 
+def _all_at(group: ScoredGroup, value: float) -> bool:
+    """Whether the first verifier, by which a run is judged, gave all siblings this value."""
+    firsts = [next(iter(s.parts.values())) for s in group.scores if s.parts]
+    return bool(firsts) and all(first == value for first in firsts)
+
+
 def staleness(groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
     """How many versions older than the policy in training (`version`) the oldest token of each
     group is. Demonstrations have none."""
     oldest = [g.group.oldest_version for g in groups]
     ages = [version - v for v in oldest if v != NO_POLICY] or [0]
+    shares = {f"schedule/staleness/{age}": ages.count(age) / len(ages) for age in sorted({*ages})}
     return {
         "schedule/staleness_mean": _mean(ages),
         "schedule/staleness_max": float(max(ages)),
+        **shares,
     }
 
 
@@ -84,18 +102,22 @@ class MetricsWriter:
     """One JSON line per step, and the same to each tracker, which may do with it what it likes. A
     line for which the disk has no room is written with the next one."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, run: str, config: LoggingConfig) -> None:
         path = folder / METRICS
         whole_lines(path)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._late = b""
-        self._trackers: list[Aside] = []
-        if tensorboard:
-            self._trackers.append(Aside("TensorBoard", lambda: TensorBoard(folder)))
+        self._aliases = config.aliases
+        self._trackers = [
+            Aside(name, functools.partial(TRACKERS[name], folder, run)) for name in config.trackers
+        ]
+        if ray.is_initialized():
+            self._trackers.append(Aside("Prometheus", lambda: Prometheus(run)))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if self._trackers:
             metrics = {**metrics, "faults/rows_lost": float(sum(t.lost for t in self._trackers))}
+        metrics = metrics | aliases(metrics, self._aliases)
         row = {"step": step, "time": round(time.time(), 3), **metrics}
         self._late += json.dumps(row).encode() + b"\n"
         self._late = _append(self._file, self._late)
@@ -125,5 +147,6 @@ def _append(file: int, lines: bytes) -> bytes:
             return b""
     except OSError:
         pass
-    os.ftruncate(file, size)
+    with contextlib.suppress(OSError):  # nor does a disk that takes nothing any more
+        os.ftruncate(file, size)
     return lines

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import os
-import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from cluster.device import Device
 from cluster.pool import Member, Pool, ask_all
 from cluster.progress import Progress
 from cluster.scoring import ServiceConfig, services_of
+from cluster.stacks import AGAIN
 from cluster.sweep import RUN_MARK
 from rewards import faults
 from rewards.reward_model import RewardModelConfig
@@ -93,6 +94,7 @@ class Fleet:
         }
         for pool in self.judges:
             pool.lost = functools.partial(self._judge_lost, pool)
+        self._made = Counter[str]()
         self._endpoint: Endpoint
         self._connected: list[Member] = []
 
@@ -245,11 +247,12 @@ class Fleet:
             options["max_concurrency"] = 10_000  # a call is a coroutine that only waits
         if role == "scorer":
             options["max_concurrency"] = LANES
-        prefix = f"{self._folder.name}-{os.getpid()}"
 
         def make(index: int | str) -> ActorHandle:
-            # A dead actor's name may be taken for a while.
-            name = f"{prefix}-{time.monotonic_ns()}/{role}/{index}"
+            name = f"{self._config.name}/{role}/{index}"
+            self._made[name] += 1
+            if self._made[name] > 1:  # a dead actor's name may be taken for a while
+                name = f"{name}{AGAIN}{self._made[name]}"
             return actor.options(name=name, **options).remote()
 
         return make

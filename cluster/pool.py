@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,6 +81,33 @@ async def answer(ref: Any) -> Any:
     return await ref
 
 
+class Work:
+    """The stretches of time in which an actor had calls under way."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._since = 0.0
+        self._done: list[tuple[float, float]] = []
+
+    def begin(self) -> None:
+        if not self._calls:
+            self._since = time.monotonic()
+        self._calls += 1
+
+    def end(self) -> None:
+        self._calls -= 1
+        if not self._calls:
+            self._done.append((self._since, time.monotonic()))
+
+    def take(self, now: float) -> list[tuple[float, float]]:
+        """What was done until now; what goes on goes on from here."""
+        done, self._done = self._done, []
+        if self._calls:
+            done.append((self._since, now))
+            self._since = now
+        return done
+
+
 class Pool:
     """Actors that do the same thing. A call goes to the one with the least load under way: as many
     calls, where nobody says that one of them weighs more.
@@ -105,6 +133,7 @@ class Pool:
         self.members: list[ActorHandle] = []
         self._gone: set[int] = set()
         self._busy: list[float] = []
+        self._work: dict[ActorHandle, Work] = {}
         self._someone = asyncio.Event()
         self.adopt(members)
 
@@ -112,6 +141,7 @@ class Pool:
         self.members = list(members)
         self._gone = set()
         self._busy = [0.0] * len(members)
+        self._work = {}
         self._idlest = [(0.0, index) for index in range(len(members))]
         self._mark()
 
@@ -166,12 +196,15 @@ class Pool:
             index = self._least_busy()
             member = index, self.members[index]
             self._count(member, load)
+            work = self._work_of(member[1])
+            work.begin()
             try:
                 return await self.ask(member, method, *args)
             except Lost:
                 if not left:
                     raise
             finally:
+                work.end()
                 self._count(member, -load)
         raise RuntimeError(f"{self.name}, {method}: nobody was asked")
 
@@ -220,6 +253,20 @@ class Pool:
     async def all(self, method: str, *args: Any) -> list[Any]:
         """Call every member at once; the results in order."""
         return await ask_all(self.submit(method, *args), what=method, seconds=self._seconds)
+
+    def worked(self, now: float) -> dict[int, list[tuple[float, float]]]:
+        """Since the last call: when each member had something to do, by the monotonic clock."""
+        done = {}
+        for index, actor in self.live:
+            done[index] = self._work_of(actor).take(now)
+        self._work = {actor: self._work[actor] for _, actor in self.live}
+        return done
+
+    def _work_of(self, actor: ActorHandle) -> Work:
+        work = self._work.get(actor)
+        if work is None:
+            work = self._work[actor] = Work()
+        return work
 
     def kill(self) -> None:
         for member in self.members:

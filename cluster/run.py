@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from cluster.checkpoint import Checkpoint
 from cluster.config import RunConfig
 from cluster.device import Device
 from cluster.evaluate import Evaluations, MixedVersions, evaluate
+from cluster.health import Health
 from cluster.inputs import Inputs
 from cluster.ledger import Ledger, table_path
 from cluster.lengths import Lengths
@@ -33,6 +35,7 @@ from cluster.saving import Saver
 from cluster.scoring import Scoring, trainable
 from cluster.stacks import forget_empty_stacks
 from cluster.supervise import Rebuilt, Supervisor
+from cluster.timeline import Timeline
 from cluster.window import Window, WindowState
 from learner.algorithms import build
 from rewards import Score
@@ -41,6 +44,9 @@ from rollout.config import SamplingConfig
 from rollout.schema import Sealed, seal, to_groups, to_table
 from rollout.steps import step_tokens
 from rollout.types import Steps
+
+LEARNS = ("restore", "update", "publish", "save")
+"""Phases in which the learner works; in the others it waits."""
 
 
 def part_sizes(count: int, parts: int) -> list[int]:
@@ -94,7 +100,13 @@ class Run:
         self.saver = Saver(
             config, inputs.fingerprint, self.learners, self.supervisor, self.ledger, progress
         )
-        self.metrics = MetricsWriter(self.folder, tensorboard=config.logging.tensorboard)
+        self.metrics = MetricsWriter(self.folder, config.name, config.logging)
+        judging = [("judging", pool) for pool in self.fleet.services.values()]
+        self.timeline = Timeline(
+            self.folder,
+            [("sampling", self.samplers), ("scoring", self.fleet.scorers), *judging],
+        )
+        self.health = Health(config)
         self.algorithm = build(config.learner.algorithm)
         self.headline = next(iter(config.rewards.verifiers))
         """The part of the reward that a run is judged by: the first verifier listed."""
@@ -111,6 +123,7 @@ class Run:
         self._updating = False
         """The learner's weights are of no step."""
         self._unlogged: tuple[int, dict[str, float]] | None = None
+        self._logged_at = time.monotonic()
 
     async def start(self) -> None:
         with self.timed("start"):
@@ -119,6 +132,7 @@ class Run:
 
     def stop(self) -> None:
         self.fleet.kill()
+        self.timeline.flush()
         self.metrics.close()
         forget_empty_stacks(self.folder)
 
@@ -185,6 +199,8 @@ class Run:
             state=window,
         )
         self.progress.begin(step, self.config.steps)
+        self._logged_at = time.monotonic()
+        self.timeline.flush()
         return step
 
     async def _evaluate_on_the_way(self, step: int) -> None:
@@ -324,8 +340,10 @@ class Run:
         self._unlogged = None
         metrics |= {f"time/{phase}": seconds for phase, seconds in self._lap.items()}
         self._lap = {}
-        metrics |= self.supervisor.figures()
+        metrics |= self.supervisor.figures() | self.timeline.flush() | self._rates(metrics)
         self.metrics.write(step, metrics)
+        for warning in self.health.look(metrics):
+            self.progress.line(f"step {step}: {warning}")
         self.progress.reward = metrics.get("reward/mean")
         self.progress.end_step(step)
         if self.algorithm.compares_siblings and metrics.get("rollout/uniform_groups") == 1.0:
@@ -344,6 +362,16 @@ class Run:
             self.progress.line(f"step {step}: the verifier failed on {count:.0f} completions")
         loss = f"{metrics['learner/loss']:.4f}" if "learner/loss" in metrics else "skipped"
         self.progress.step_line(f"loss {loss} · length {metrics['rollout/length']:.1f}")
+
+    def _rates(self, metrics: dict[str, float]) -> dict[str, float]:
+        now = time.monotonic()
+        seconds, self._logged_at = now - self._logged_at, now
+        tokens = metrics["rollout/length"] * metrics["rollout/group_size"]
+        return {
+            "time/step": seconds,
+            "rollout/tokens_per_s": tokens * self.config.schedule.groups_per_step / seconds,
+            "disk/free_gb": shutil.disk_usage(self.folder).free / 1e9,
+        }
 
     async def begin_evaluation(self, step: int, background: asyncio.TaskGroup) -> None:
         """Start the evaluation of this step's policy, where one is due. Training goes on: the
@@ -438,7 +466,10 @@ class Run:
         try:
             yield
         finally:
-            spent = time.monotonic() - started
+            ended = time.monotonic()
+            spent = ended - started
+            if phase in LEARNS:
+                self.timeline.worked(phase, started, ended)
             self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
             self._lap[phase] = self._lap.get(phase, 0.0) + spent
 

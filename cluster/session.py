@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,12 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
         progress.line(f"joining the Ray cluster at {address}")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     failed = False
+    # Asked in the main thread, Ray takes SIGTERM for itself, and a signal that comes while it
+    # starts would leave half of it behind. Its processes end with the thread that asked.
+    keeper = ThreadPoolExecutor(1, "ray")
     try:
         with signals_wait():
-            _join_ray(config, address, options)
+            keeper.submit(_join_ray, config, address, options).result()
         failed = True
         yield
         failed = False
@@ -49,6 +53,7 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
     finally:
         with signals_wait():
             ray.shutdown()
+            keeper.shutdown()
             forget_session(config.folder, keep_logs=failed)
 
 

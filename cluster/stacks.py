@@ -15,6 +15,8 @@ from cluster.sweep import RUN_MARK, processes_of
 
 FOLDER = "stacks"
 ANSWER_SECONDS = 2.0
+AGAIN = "~"
+"""In an actor's name, ahead of how many there were in its place."""
 
 
 def leave_stacks() -> None:
@@ -24,7 +26,8 @@ def leave_stacks() -> None:
         return
     folder = Path(os.environ[RUN_MARK]) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    *_, role, index = (ray.get_runtime_context().get_actor_name() or "//").split("/")
+    name = (ray.get_runtime_context().get_actor_name() or "//").partition(AGAIN)[0]
+    *_, role, index = name.split("/")
     path = folder / f"{role}-{index}.{os.getpid()}.txt"
     file = open(path, "w")  # noqa: SIM115  # until the process ends
     faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
@@ -66,8 +69,8 @@ def _save_here(run_folder: Path) -> None:
 def forget_empty_stacks(run_folder: Path) -> None:
     """Of those that nobody asked for."""
     folder = run_folder / FOLDER
-    for path in folder.glob("*.txt"):
-        if not path.stat().st_size:
-            path.unlink()
-    with contextlib.suppress(OSError):  # there are some, or the folder never was
+    with contextlib.suppress(OSError):  # there are some, the folder never was, or is read-only
+        for path in folder.glob("*.txt"):
+            if not path.stat().st_size:
+                path.unlink()
         folder.rmdir()

@@ -29,7 +29,7 @@ from cluster.inputs import Inputs
 from cluster.ledger import read_ledger
 from cluster.placement import Shape
 from cluster.progress import Progress
-from cluster.report import result_of, show
+from cluster.result import result_of, show
 from cluster.run import Run
 from cluster.session import address_of, ray_session
 from cluster.signals import guarded, signals_raise, signals_wait

@@ -36,9 +36,8 @@ class Loss:
         config, kl = self._config.algorithm, self._config.algorithm.kl
         mask_BT = batch.trains_ST.to(torch.float32)
         anchor_BT = batch.gather(targets.anchor)
-        loss_BT, clipped_BT = self._algorithm.surrogate(
-            logp_BT, anchor_BT, batch.gather(targets.advantage), mask_BT
-        )
+        advantage_BT = batch.gather(targets.advantage)
+        loss_BT, clipped_BT = self._algorithm.surrogate(logp_BT, anchor_BT, advantage_BT, mask_BT)
         if targets.weight is not None:
             loss_BT = loss_BT * batch.gather(targets.weight)
         behaviour_BT = batch.gather(targets.behaviour)
@@ -46,6 +45,8 @@ class Loss:
             mask_BT,
             tokens=mask_BT,
             clip_fraction=clipped_BT,
+            clip_fraction_high=clipped_BT * (advantage_BT > 0),
+            clip_fraction_low=clipped_BT * (advantage_BT < 0),
             entropy=entropy_BT,
             kl_behaviour=objectives.kl(behaviour_BT, logp_BT, estimator="k3"),
         )

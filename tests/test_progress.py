@@ -5,7 +5,7 @@ import io
 import pytest
 
 from cluster.progress import Progress, duration
-from cluster.report import show
+from cluster.result import show
 
 
 def test_the_line_of_each_phase():

@@ -5,10 +5,12 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 from disks import fill_up, small_disk
 
+from cluster.config import LoggingConfig
 from cluster.metrics import METRICS, MetricsWriter, read_metrics
-from cluster.trackers import MOST_WAITING, Aside
+from cluster.trackers import MOST_WAITING, Aside, gauge_of, identity
 
 
 class Kept:
@@ -106,7 +108,7 @@ def test_a_tracker_that_hangs_at_the_end_is_left_there():
 
 def test_lost_rows_are_counted_in_the_metrics_and_named_at_the_end(tmp_path: Path):
     (tmp_path / "tensorboard").write_text("a file where TensorBoard wants a folder")
-    writer = MetricsWriter(tmp_path, tensorboard=True)
+    writer = MetricsWriter(tmp_path, "run", LoggingConfig())
     writer.write(1, {"a": 1.0})
     deadline = time.monotonic() + 60  # its import takes a while
     while not writer.warning:
@@ -117,13 +119,13 @@ def test_lost_rows_are_counted_in_the_metrics_and_named_at_the_end(tmp_path: Pat
     first, second = read_metrics(tmp_path)
     assert (first["a"], first["faults/rows_lost"]) == (1.0, 0.0)
     assert (second["a"], second["faults/rows_lost"]) == (2.0, 1.0)
-    assert "TensorBoard lost 2 rows of metrics: FileExistsError" in writer.warning
+    assert "tensorboard lost 2 rows of metrics: FileExistsError" in writer.warning
 
 
 def test_rows_that_a_full_disk_refuses_are_written_when_there_is_room(tmp_path: Path):
     folder = tmp_path / "disk"
     with small_disk(folder, "64k"):
-        writer = MetricsWriter(folder, tensorboard=False)
+        writer = MetricsWriter(folder, "run", LoggingConfig(trackers=[]))
         writer.write(1, {"a": 1.0})
         filler = folder / "filler"
         fill_up(filler)
@@ -137,3 +139,47 @@ def test_rows_that_a_full_disk_refuses_are_written_when_there_is_room(tmp_path: 
         assert [row["step"] for row in read_metrics(folder)] == list(range(1, 103))
         assert not writer.warning
         writer.close()
+
+
+@pytest.mark.parametrize(
+    ("metric", "gauge", "labels"),
+    [
+        ("reward/mean", "cohort_reward_mean", {}),
+        ("reward/number", "cohort_reward_part", {"verifier": "number"}),
+        ("reward/number/seconds", "cohort_verifier_seconds", {"verifier": "number"}),
+        ("reward/code/passed", "cohort_verifier_figure", {"verifier": "code", "figure": "passed"}),
+        ("reward//a/b/my.py:fn", "cohort_reward_part", {"verifier": "/a/b/my.py:fn"}),
+        ("reward//a/my.py:fn/seconds", "cohort_verifier_seconds", {"verifier": "/a/my.py:fn"}),
+        ("time/update", "cohort_time", {"phase": "update"}),
+        ("idle/sampler", "cohort_idle", {"role": "sampler"}),
+        ("schedule/staleness/2", "cohort_schedule_staleness_share", {"versions": "2"}),
+        ("schedule/staleness_max", "cohort_schedule_staleness_max", {}),
+        ("eval/pass_at_4", "cohort_eval", {"figure": "pass_at_4"}),
+    ],
+)
+def test_what_a_run_names_itself_is_a_label(metric: str, gauge: str, labels: dict):
+    assert gauge_of(metric) == (gauge, labels)
+
+
+def test_other_systems_names_stand_beside_ours(tmp_path: Path):
+    row = {"reward/mean": 0.5, "reward/number": 0.25, "rollout/length": 7.0, "policy/entropy": 1.0}
+    found = {}
+    for system in ("trl", "verl"):
+        (tmp_path / system).mkdir()
+        writer = MetricsWriter(tmp_path / system, "run", LoggingConfig(aliases=system, trackers=[]))
+        writer.write(1, row)
+        writer.close()
+        [found[system]] = read_metrics(tmp_path / system)
+        assert row.items() <= found[system].items()
+    trl, verl = found["trl"], found["verl"]
+    assert (trl["reward"], trl["rewards/number/mean"], trl["completions/mean_length"]) == (
+        0.5,
+        0.25,
+        7,
+    )
+    assert (verl["critic/rewards/mean"], verl["response_length/mean"]) == (0.5, 7)
+
+
+def test_a_run_that_goes_on_is_the_same_run_to_a_tracker(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    assert identity(tmp_path) == identity(tmp_path) != identity(tmp_path / "other")
