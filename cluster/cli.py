@@ -1,4 +1,4 @@
-"""`python -m cluster train | plan | eval | export | data | ledger | doctor | options`."""
+"""`python -m cluster train | plan | eval | ... | options`: what was typed, and who does it."""
 
 import re
 import sys
@@ -40,6 +40,10 @@ python -m cluster ledger verify RUN
 python -m cluster ledger diff RUN RUN
 python -m cluster ledger rescore RUN [a.b=1]
     what a run trained on; whether the record holds; where two runs part; the verifiers again
+python -m cluster view FOLDER [--port 8700] [--host 127.0.0.1]
+    a run, or all runs below a folder, in a browser: steps, groups, every completion
+python -m cluster report RUN [--output FILE.html] [--trace FILE.json]
+    a run as one page: curves, who waited, faults, samples, warnings; a trace for Perfetto
 python -m cluster doctor [RECIPE.yaml]
     versions, and which sandbox for programs this machine gives, and why
 python -m cluster options [WORD]
@@ -219,6 +223,30 @@ def ledger(argv: Sequence[str]) -> int:
     return audit.rescore(runs[0], arguments.overrides)
 
 
+def view(argv: Sequence[str]) -> int:
+    arguments = parse(argv, switches=set(), with_value={"port", "host"})
+    if len(arguments.words) != 1 or arguments.overrides:
+        raise ValueError("view needs a run folder, or one that has run folders below it")
+    from cluster.web.app import serve
+
+    port = _number(arguments.flags, "port", "8700")
+    serve(Path(arguments.words[0]), arguments.flags.get("host", "127.0.0.1"), port)
+    return 0
+
+
+def report(argv: Sequence[str]) -> int:
+    arguments = parse(argv, switches=set(), with_value={"output", "trace"})
+    if len(arguments.words) != 1 or arguments.overrides:
+        raise ValueError("report needs one run folder")
+    from cluster.web.report import write_report
+
+    folder, trace = Path(arguments.words[0]), arguments.flags.get("trace")
+    target = Path(arguments.flags.get("output", folder / "report.html"))
+    write_report(folder, target, Path(trace) if trace is not None else None)
+    print(f"wrote {target}")
+    return 0
+
+
 def doctor(argv: Sequence[str]) -> int:
     arguments = parse(argv, switches=set(), with_value=set())
     from cluster.doctor import examine
@@ -241,6 +269,8 @@ COMMANDS = {
     "export": export,
     "data": data,
     "ledger": ledger,
+    "view": view,
+    "report": report,
     "doctor": doctor,
     "options": options,
 }

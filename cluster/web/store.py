@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from cluster.files import read_lines
 from cluster.ledger import table_path
 from cluster.metrics import read_metrics
 from rollout.schema import read_table
 
-FACTS = ("group_id", "sample_id", "prompt_id", "reward", "reward_outcome")
+compute: Any = pyarrow.compute  # its functions are made when it is imported
 SORTS = ("ticket", "reward", "spread", "length")
 MOST_FOUND = 500
 """Completions that a search through a whole run shows."""
@@ -37,27 +37,22 @@ class Filter:
         return self != Filter()
 
     def of(self, table: pa.Table) -> pa.Table:
-        """The rows that pass."""
+        """The rows that pass; a bound on the reward lets none pass that have no reward."""
         masks = []
         if self.text:
-            found = [
-                pc.match_substring(table[column], self.text, ignore_case=True)  # pyright: ignore[reportAttributeAccessIssue]
-                for column in ("completion", "prompt")
-            ]
-            masks.append(pc.or_(*found))  # pyright: ignore[reportAttributeAccessIssue]
+            columns = table["completion"], table["prompt"]
+            masks.append(compute.or_(*(_has(column, self.text) for column in columns)))
         if self.outcome:
-            masks.append(pc.equal(table["reward_outcome"], self.outcome))  # pyright: ignore[reportAttributeAccessIssue]
+            masks.append(compute.equal(table["reward_outcome"], self.outcome))
         if self.low is not None:
-            masks.append(pc.greater_equal(table["reward"], self.low))  # pyright: ignore[reportAttributeAccessIssue]
+            masks.append(compute.greater_equal(table["reward"], self.low))
         if self.high is not None:
-            masks.append(pc.less_equal(table["reward"], self.high))  # pyright: ignore[reportAttributeAccessIssue]
-        for mask in masks:
-            # Rows change under the filter, so each mask is cut by the ones before it.
-            table = table.append_column(f"mask {id(mask)}", mask)
-        names = [name for name in table.column_names if name.startswith("mask ")]
-        for name in names:
-            table = table.filter(table[name])
-        return table.drop_columns(names)
+            masks.append(compute.less_equal(table["reward"], self.high))
+        return table.filter(functools.reduce(compute.and_, masks)) if masks else table
+
+
+def _has(column: pa.ChunkedArray, text: str) -> pa.ChunkedArray:
+    return compute.match_substring(column, text, ignore_case=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +110,7 @@ class RunFolder:
         tickets = table["group_id"].to_pylist()
         starts = [i for i, t in enumerate(tickets) if not i or tickets[i - 1] != t]
         ends = [*starts[1:], len(tickets)]
-        found = [(tickets[a], table.slice(a, b - a)) for a, b in zip(starts, ends, strict=True)]
+        found = [(tickets[a], table.slice(a, b - a)) for a, b in zip(starts, ends, strict=False)]
         if sort != "ticket":
             found.sort(key=lambda each: _order(each[1], sort), reverse=falling)
         return found[::-1] if sort == "ticket" and falling else found
@@ -138,9 +133,9 @@ class RunFolder:
                 table = self.table(step)
             except ValueError:
                 continue
-            rows = table.filter(pc.equal(table["prompt_id"], prompt))  # pyright: ignore[reportAttributeAccessIssue]
+            rows = table.filter(compute.equal(table["prompt_id"], prompt))
             for ticket in rows["group_id"].unique().to_pylist():
-                mine = rows.filter(pc.equal(rows["group_id"], ticket))  # pyright: ignore[reportAttributeAccessIssue]
+                mine = rows.filter(compute.equal(rows["group_id"], ticket))
                 found.append(GroupRows(ticket, step, mine.to_pylist()))
         return found
 
@@ -168,11 +163,10 @@ class RunFolder:
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def pieces(self, ids: Sequence[int]) -> list[str] | None:
-        """The text of each token; None without a tokenizer."""
-        for place in (self.folder / "model", self.config["model"]["path"]):
-            if Path(place).is_dir():
-                tokenizer = _tokenizer(str(place))
-                return tokenizer.batch_decode([[i] for i in ids])
+        """The text of each token; None where the tokenizer is not on this machine."""
+        for place in (self.folder / "model", Path(self.config["model"]["path"] or "absent")):
+            if (place / "tokenizer_config.json").is_file():
+                return _tokenizer(str(place)).batch_decode([[i] for i in ids])
         return None
 
 
