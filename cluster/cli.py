@@ -22,6 +22,8 @@ python -m cluster train RECIPE.yaml [MORE.yaml ...] [a.b=1] [--c.d 2] [flags]
     --replay FOLDER   train on a recorded run's tables: no samplers, bitwise the same on CPU
     --allow-unsandboxed-code
                       run programs of the model where no sandbox is to be had
+python -m cluster submit RECIPE.yaml [a.b=1] [--address http://HOST:8265] [--no-wait]
+    the same as a Ray job on a cluster: checks recipe, size and token first, and prints its line
 python -m cluster plan RECIPE.yaml [a.b=1] --gpu h100 --nodes N [--gpus-per-node 8]
     what a cluster would give: memory, step time, idle time, staleness, the best split
     --measure FILE    measure this machine's constants instead, and write them
@@ -107,6 +109,20 @@ def train(argv: Sequence[str]) -> int:
         replay=Path(replay) if replay is not None else None,
     )
     return 0
+
+
+def submit(argv: Sequence[str]) -> int:
+    arguments = parse(argv, switches={"no-wait"}, with_value={"address"})
+    if not arguments.words:
+        raise ValueError("submit needs a recipe, for example recipes/demo.yaml")
+    from cluster.submit import submit as send
+
+    return send(
+        arguments.words,
+        arguments.overrides,
+        address=arguments.flags.get("address", ""),
+        wait="no-wait" not in arguments.flags,
+    )
 
 
 PLANNING = ("gpu", "nodes", "gpus-per-node", "measure", "constants", "like", "mean-length")
@@ -264,6 +280,7 @@ def options(argv: Sequence[str]) -> int:
 
 COMMANDS = {
     "train": train,
+    "submit": submit,
     "plan": plan,
     "eval": evaluate,
     "export": export,

@@ -1,15 +1,23 @@
 """`ray job submit` against a running head: same run, truthful status, nothing left by a stop."""
 
+import contextlib
+import json
 import os
+import runpy
 import secrets
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
+import yaml
 from ranks import free_port
 from runs import ROOT, metrics, processes_of, small_recipe, wait_until
+
+from cluster.submit import submit
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
@@ -20,6 +28,7 @@ class Head:
     """A Ray head on loopback with a token of its own."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.dashboard = free_port()
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "OMP_"))}
         self.env = {
@@ -56,6 +65,18 @@ class Head:
         options = ["--working-dir", ".", "--submission-id", name]
         options += [] if wait else ["--no-wait"]
         return self.job("submit", *options, "--", "python", "-m", "cluster", "train", *arguments)
+
+    def cohort(self, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+        """A command of ours, as somebody types it who has this cluster's address and token."""
+        address = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}"}
+        return subprocess.run(
+            [sys.executable, "-m", "cluster", *arguments],
+            cwd=ROOT,
+            env={**self.env, **address, **env},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
 
     def status(self, name: str) -> str:
         return self.job("status", name).stdout
@@ -114,3 +135,95 @@ def test_stopping_a_job_leaves_nothing_behind(head: Head, tiny: Path, tmp_path: 
     started = time.monotonic()
     wait_until(lambda: "stopped" in head.status("stopped").lower(), 60, "the status")
     assert time.monotonic() - started < 60
+
+
+def test_submit_checks_first_and_prints_the_line_that_it_runs(head: Head, tiny: Path):
+    recipe = ROOT / "submitted.yaml"  # what goes to the cluster is below this folder
+    try:
+        [path, *overrides] = small_recipe(tiny, tiny, name="by-submit", steps="1")
+        recipe.write_text(Path(path).read_text())
+        done = head.cohort("submit", recipe.name, *overrides, "eval.dataset=")
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+        [line] = [line for line in done.stdout.splitlines() if line.startswith("ray job submit")]
+        assert f"--address http://127.0.0.1:{head.dashboard} --working-dir ." in line
+        assert f"-- python -m cluster train {recipe.name}" in line
+        assert "step 1/1" in done.stdout and "go to the cluster" in done.stdout
+        wrong = head.cohort("submit", recipe.name, *overrides, "learner.rank=2")
+        assert wrong.returncode == 2 and "learner.rank" in wrong.stderr
+        other = head.cohort("submit", recipe.name, *overrides, RAY_AUTH_TOKEN="f" * 32)
+        assert other.returncode == 2 and "wants a token, and has another" in other.stderr
+        nobody = head.cohort("submit", recipe.name, "--address", "http://127.0.0.1:9", *overrides)
+        assert nobody.returncode == 1 and "no Ray dashboard at" in nobody.stderr
+    finally:
+        recipe.unlink()
+
+
+def test_what_is_too_large_or_elsewhere_is_not_sent(tmp_path: Path, tiny: Path):
+    [path, *overrides] = small_recipe(tmp_path, tiny, name="large")
+    (tmp_path / "weights.bin").write_bytes(b"")
+    os.truncate(tmp_path / "weights.bin", 200 << 20)
+    with pytest.raises(ValueError, match=r"the largest are weights.bin \(200 MiB\)"):
+        submit([path], overrides, folder=tmp_path)
+    (tmp_path / ".rayignore").write_text("*.bin\n")
+    with pytest.raises(RuntimeError, match="no Ray dashboard"):
+        submit([path], overrides, folder=tmp_path, address="http://127.0.0.1:9")
+    (tmp_path / "below").mkdir()
+    with pytest.raises(ValueError, match="which is what goes to the cluster"):
+        submit([path], overrides, folder=tmp_path / "below")
+
+
+def test_the_dashboards_file_is_what_its_program_writes():
+    written = json.loads((ROOT / "docker" / "grafana" / "cohort.json").read_text())
+    assert written == runpy.run_path(str(ROOT / "docker" / "dashboard.py"))["dashboard"]()
+
+
+@pytest.fixture
+def prometheus(head: Head, tmp_path: Path):
+    """A real one, which scrapes the head's nodes; the address of its API."""
+    if not shutil.which("prometheus"):
+        pytest.skip("prometheus is not installed")
+    config = yaml.safe_load((ROOT / "docker" / "prometheus.yaml").read_text())
+    [job] = config["scrape_configs"]
+    del job["static_configs"]
+    found = head.folder / "prom_metrics_service_discovery.json"
+    job["file_sd_configs"] = [{"files": [str(found)]}]
+    config["global"]["scrape_interval"] = "1s"
+    file, port = tmp_path / "prometheus.yaml", free_port()
+    file.write_text(yaml.safe_dump(config))
+    command = ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={tmp_path}/data"]
+    command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
+    server = subprocess.Popen(command)
+    yield f"http://127.0.0.1:{port}/api/v1/query"
+    server.terminate()
+    server.wait(20)
+
+
+def test_every_panel_of_the_dashboard_has_data_of_a_run(
+    head: Head, prometheus: str, tiny: Path, tmp_path: Path
+):
+    arguments = small_recipe(tmp_path, tiny, name="seen", steps="10000")
+    head.submit(*arguments, name="seen", wait=False)
+    board = json.loads((ROOT / "docker" / "grafana" / "cohort.json").read_text())
+    queries = {
+        target["expr"].replace("$run", "seen"): panel["title"]
+        for panel in board["panels"]
+        for target in panel.get("targets", [])
+    }
+    assert len(queries) > 25
+
+    def empty() -> list[str]:
+        return [query for query in queries if not asked(prometheus, query)]
+
+    try:
+        wait_until(lambda: not empty(), 120, f"data in every panel; last without: {empty()}")
+        [step] = asked(prometheus, 'ray_cohort_step{run="seen"}')
+        assert float(step["value"][1]) >= 1
+    finally:
+        head.job("stop", "seen")
+    wait_until(lambda: processes_of(tmp_path / "outputs" / "seen") == [], 30, "no process left")
+
+
+def asked(prometheus: str, query: str) -> list[dict]:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(prometheus, params={"query": query}).json()["data"]["result"]
+    return []
