@@ -29,7 +29,7 @@ class Head:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.dashboard = free_port()
+        self.dashboard, self.port = free_port(), free_port()
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "OMP_"))}
         self.env = {
             **inherited,
@@ -39,7 +39,7 @@ class Head:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
-        command += [f"--port={free_port()}", f"--dashboard-port={self.dashboard}"]
+        command += [f"--port={self.port}", f"--dashboard-port={self.dashboard}"]
         command += ["--include-dashboard=true", f"--temp-dir={folder}"]
         # Its usual port may be another Ray's, which has just ended, for some seconds more.
         command += [f"--dashboard-agent-listen-port={free_port()}"]
@@ -156,6 +156,21 @@ def test_submit_checks_first_and_prints_the_line_that_it_runs(head: Head, tiny: 
         assert nobody.returncode == 1 and "no Ray dashboard at" in nobody.stderr
     finally:
         recipe.unlink()
+
+
+def test_the_doctor_looks_at_every_node_of_a_cluster(head: Head, tiny: Path, tmp_path: Path):
+    [recipe, *overrides] = small_recipe(tmp_path, tiny, name="well")
+    cluster = {"RAY_ADDRESS": f"127.0.0.1:{head.port}"}
+    done = head.cohort("doctor", recipe, *overrides, **cluster)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for said in ("node ", "a sum over 1 nodes takes", "reference answers, scored", "GiB memory"):
+        assert said in done.stdout, f"{said!r} is not in\n{done.stdout}"
+    assert "1 x " in done.stdout and "for the learner" in done.stdout
+    gone = head.cohort("doctor", RAY_ADDRESS="127.0.0.1:9")
+    assert gone.returncode == 1 and "WRONG: nobody answers at 127.0.0.1:9" in gone.stdout
+    open_to_all = head.cohort("doctor", RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN="", **cluster)
+    assert "RAY_AUTH_MODE is not token" in open_to_all.stdout
+    assert open_to_all.returncode == 1, "a cluster with a token let somebody in without one"
 
 
 def test_what_is_too_large_or_elsewhere_is_not_sent(tmp_path: Path, tiny: Path):
