@@ -58,12 +58,13 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
 
 
 def _join_ray(config: RunConfig, address: str, options: dict[str, Any]) -> None:
+    if address == "local":
+        remember_session(config.folder)
     try:
-        context: Any = ray.init(address=address, **options)
+        ray.init(address=address, **options)
     except ConnectionError as error:
         raise RuntimeError(f"no Ray cluster at {address}: {error}") from error
     if address == "local":
-        remember_session(config.folder, Path(context.address_info["session_dir"]))
         token = Path.home() / ".ray" / "auth_token"  # Ray makes it for all to read
         with contextlib.suppress(OSError):
             token.chmod(0o600)

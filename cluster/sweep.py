@@ -17,6 +17,8 @@ GONE_SECONDS = 5.0
 """For processes that were killed to be gone."""
 SESSION = ".ray_session"
 """File of a run folder: where the Ray that was started for it has its own. There while it runs."""
+START_SECONDS = 120.0
+"""Between asking for a Ray and its folder."""
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -33,9 +35,12 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-def remember_session(folder: Path, session: Path) -> None:
+def remember_session(folder: Path) -> None:
+    """Before Ray is started: a driver may be killed while it starts. Ray calls its folder by the
+    time and the number of the process that asks for it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SESSION).write_text(str(session))
+    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    (folder / SESSION).write_text(f"{temporary}/ray/session_*_{os.getpid()}")
 
 
 def forget_session(folder: Path, *, keep_logs: bool) -> None:
@@ -44,14 +49,24 @@ def forget_session(folder: Path, *, keep_logs: bool) -> None:
     file = folder / SESSION
     if not file.exists():
         return
-    session = Path(file.read_text())
-    if keep_logs and (session / "logs").is_dir():
-        with contextlib.suppress(OSError):  # a full disk may be why it failed
-            shutil.copytree(session / "logs", folder / "ray_logs", dirs_exist_ok=True)
-    if session.name.startswith("session_"):
+    pattern, asked = Path(file.read_text()), file.stat().st_mtime
+    for session in pattern.parent.glob(pattern.name):
+        if not -1 <= _begun(session) - asked < START_SECONDS:  # of another process of that number
+            continue
+        if keep_logs and (session / "logs").is_dir():
+            with contextlib.suppress(OSError):  # a full disk may be why it failed
+                shutil.copytree(session / "logs", folder / "ray_logs", dirs_exist_ok=True)
         shutil.rmtree(session, ignore_errors=True)
     with contextlib.suppress(OSError):  # read-only: the next run that sweeps finds nothing there
         file.unlink()
+
+
+def _begun(session: Path) -> float:
+    """When, by the name that Ray gave it: session_2026-11-22_06-27-04_559845_24156."""
+    try:
+        return time.mktime(time.strptime(session.name[8:27], "%Y-%m-%d_%H-%M-%S"))
+    except ValueError:
+        return -1e12
 
 
 def sweep(folder: Path) -> int:

@@ -319,3 +319,15 @@ def prepare(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
         "seconds": {"data": round(making, 2), "warm-up": result["seconds"]["total"]},
     }
     return config.model_copy(update=paths), figures
+
+
+def build_only(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
+    """`prepare` without the warm start: random weights (recipes/smoke.yaml)."""
+    start = config.folder / f"start-{config.seed}"
+    build(start, seed=config.seed)
+    paths = {
+        "model": config.model.model_copy(update={"path": str(start / "model")}),
+        "prompts": config.prompts.model_copy(update={"dataset": str(start / "train.jsonl")}),
+        "eval": config.eval.model_copy(update={"dataset": str(start / "heldout.jsonl")}),
+    }
+    return config.model_copy(update=paths), {}

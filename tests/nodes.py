@@ -129,12 +129,12 @@ class Nodes:
             PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         )
         self._tag = secrets.token_hex(3)  # the kernel takes its time to forget names
-        self._names = [f"cohort-{self._tag}-{index}" for index in range(count)]
+        self.names = [f"cohort-{self._tag}-{index}" for index in range(count)]
         # Ray's sockets allow paths of 107 characters only, so not below pytest's folder.
         self.folder = Path(tempfile.mkdtemp(prefix="nodes-"))
         self._rays: dict[int, list[subprocess.Popen]] = {}
         cables = []
-        for index, name in enumerate(self._names):
+        for index, name in enumerate(self.names):
             outer, inner = f"co{self._tag}-{index}", self._card(index)
             hosts = Path("/etc/netns") / name / "hosts"  # of this namespace alone
             hosts.parent.mkdir(parents=True)
@@ -160,7 +160,7 @@ class Nodes:
 
     def run(self, index: int, *command: str, **options) -> subprocess.Popen:
         """A process on a node."""
-        inside = ["ip", "netns", "exec", self._names[index], *command]
+        inside = ["ip", "netns", "exec", self.names[index], *command]
         return subprocess.Popen(inside, cwd=ROOT, start_new_session=True, **options)
 
     def _inside(self, index: int, code: str) -> None:
@@ -180,25 +180,29 @@ class Nodes:
             command += [f"--address={self.address(0)}:{PORT}"]
         with open(self.folder / f"ray-{index}.log", "a") as log:
             process = self.run(index, *command, env=self.env, stdout=log, stderr=log)
+        self.adopt(index, process)
+
+    def adopt(self, index: int, process: subprocess.Popen) -> None:
+        """One that ends with the node."""
         self._rays.setdefault(index, []).append(process)
 
     def processes(self, index: int) -> list[int]:
         """Of everything that runs on a node."""
         done = subprocess.run(
-            ["ip", "netns", "pids", self._names[index]], capture_output=True, text=True
+            ["ip", "netns", "pids", self.names[index]], capture_output=True, text=True
         )
         return [int(pid) for pid in done.stdout.split()]
 
     def where(self, pid: int) -> int:
         """The node of a process."""
-        return next(index for index in range(len(self._names)) if pid in self.processes(index))
+        return next(index for index in range(len(self.names)) if pid in self.processes(index))
 
     def cut(self, index: int) -> None:
         """Pull the cable out."""
-        _ip("-n", self._names[index], "link", "set", self._card(index), "down")
+        _ip("-n", self.names[index], "link", "set", self._card(index), "down")
 
     def heal(self, index: int) -> None:
-        _ip("-n", self._names[index], "link", "set", self._card(index), "up")
+        _ip("-n", self.names[index], "link", "set", self._card(index), "up")
 
     def end_ray(self, index: int) -> None:
         """Everything on a node, at once."""
@@ -211,7 +215,7 @@ class Nodes:
             process.wait(30)
 
     def close(self) -> None:
-        for index, name in enumerate(self._names):
+        for index, name in enumerate(self.names):
             self.end_ray(index)
             wait_until(lambda index=index: not self.processes(index), 15, "an empty node")
             _ip("netns", "del", name)

@@ -1,0 +1,151 @@
+"""The files of `docker compose`. No Docker engine runs here: what can be read of them is checked,
+and their commands, environment and topology run in network namespaces instead of containers."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from nodes import Nodes, possible
+from runs import ROOT, metrics, wait_until
+
+DOCKER = ROOT / "docker"
+PLACES = {"head": 0, "learner": 1, "sampler": 2, "job": 0}
+"""Which namespace stands for which service"""
+
+
+def compose() -> dict:
+    return yaml.safe_load((DOCKER / "compose.yaml").read_text())
+
+
+def test_what_reaches_outside_is_on_loopback_only():
+    for name, service in compose()["services"].items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name} publishes {port} to everybody"
+
+
+def test_every_node_has_token_shared_memory_and_the_shared_folder():
+    services = compose()["services"]
+    for name in PLACES:
+        service = services[name]
+        assert service["environment"]["RAY_AUTH_MODE"] == "token"
+        assert service["secrets"] == ["ray_token"] and "shm_size" in service
+        assert "outputs:/cohort/outputs" in service["volumes"]
+    assert not any("TOKEN:" in line for line in (DOCKER / "compose.yaml").read_text().splitlines())
+
+
+def test_whoever_is_waited_for_says_when_it_is_ready():
+    services = compose()["services"]
+    waited = {each for s in services.values() for each in s.get("depends_on", {})}
+    assert waited == {"head", "learner", "sampler", "prometheus"}
+    for name in waited:
+        assert services[name]["healthcheck"]["test"], name
+
+
+def test_prometheus_scrapes_the_port_that_each_node_exports():
+    [job] = yaml.safe_load((DOCKER / "prometheus.yaml").read_text())["scrape_configs"]
+    [targets] = [each["targets"] for each in job["static_configs"]]
+    exported = {
+        f"{name}:{option.partition('=')[2]}"
+        for name, service in compose()["services"].items()
+        for option in service.get("command", [])
+        if option.startswith("--metrics-export-port=")
+    }
+    assert set(targets) == exported and len(exported) == 3
+
+
+def test_files_that_compose_names_are_there():
+    services = compose()["services"]
+    for service in services.values():
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            if source.startswith("./"):
+                assert (DOCKER / source).exists(), source
+    stages = set(re.findall(r"^FROM \S+ AS (\w+)$", (DOCKER / "Dockerfile").read_text(), re.M))
+    assert {services["head"]["build"]["target"], "cuda"} <= stages
+    cuda = yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text())
+    assert set(cuda["services"]) == set(PLACES)
+    assert subprocess.run(["sh", "-n", str(DOCKER / "smoke.sh")]).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.vllm
+@pytest.mark.deepspeed
+def test_the_same_commands_train_on_three_nodes_in_namespaces(tmp_path: Path):
+    if why := possible():
+        pytest.skip(why)
+    nodes, services = Nodes(3), compose()["services"]
+    token = tmp_path / "ray_token"
+    token.write_text("a" * 32)
+    token.chmod(0o600)
+    for index, name in enumerate(nodes.names):  # what compose's own name service does
+        hosts = "".join(
+            f"{nodes.address(at)} {who}\n" for who, at in PLACES.items() if who != "job"
+        )
+        own = f"127.0.0.1 localhost\n{nodes.address(index)} {socket.gethostname()}\n"
+        (Path("/etc/netns") / name / "hosts").write_text(own + hosts)
+
+    def environment(name: str) -> dict[str, str]:
+        kept = {key: value for key, value in nodes.env.items() if key != "RAY_AUTH_TOKEN"}
+        given = {**services[name]["environment"], "RAY_AUTH_TOKEN_PATH": str(token)}
+        return {**kept, **given, "HOME": str(tmp_path)}
+
+    def command(name: str) -> list[str]:
+        words = [
+            re.sub(r"\$\{\w+:-(.*)\}", r"\1", word).replace("/cohort/outputs", str(tmp_path))
+            for word in services[name]["command"]
+        ]
+        words[0] = str(Path(sys.executable).with_name(words[0]))
+        if words[1] == "start":  # containers have a route, from which Ray knows its address
+            words.append(f"--node-ip-address={nodes.address(PLACES[name])}")
+        if name == "head":  # and folders of their own
+            words.append(f"--temp-dir={nodes.folder}")
+        return words
+
+    def healthy(name: str) -> bool:
+        _, *check = services[name]["healthcheck"]["test"]
+        check[0] = str(Path(sys.executable).with_name(check[0]))
+        asked = nodes.run(
+            PLACES[name],
+            *check,
+            env=environment(name),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        return asked.wait(60) == 0
+
+    try:
+        for name in ("head", "learner", "sampler"):
+            with open(tmp_path / f"{name}.log", "w") as log:
+                nodes.adopt(
+                    PLACES[name],
+                    nodes.run(
+                        PLACES[name],
+                        *command(name),
+                        env=environment(name),
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    ),
+                )
+            wait_until(lambda name=name: healthy(name), 90, f"{name} is healthy")
+        job = nodes.run(
+            0,
+            *command("job"),
+            env=environment("job"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        output, _ = job.communicate(timeout=400)
+        assert job.returncode == 0, output[-6000:]
+        assert "ray job submit --address http://head:8265" in output and "succeeded" in output
+        assert [row["step"] for row in metrics(tmp_path / "smoke")] == [1, 2, 3]
+        seen = os.listdir(nodes.folder)
+        assert any(each.startswith("session_") for each in seen)
+    finally:
+        nodes.close()
