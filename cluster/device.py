@@ -42,6 +42,14 @@ class Device:
     """vLLM arguments that this device wants."""
 
 
+def accelerators() -> list[tuple[str, int]]:
+    """Name and bytes of each GPU that this process may use."""
+    import torch
+
+    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [(gpu.name, gpu.total_memory) for gpu in found]
+
+
 def resolve(config: RunConfig, *, gpus: float, one_machine: bool = True) -> Device:
     """Decide for a cluster with this many GPUs. Raises ValueError for what cannot be."""
     wanted = config.cluster.device

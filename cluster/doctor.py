@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cluster import dataset, scoring
 from cluster.config import RunConfig, load
+from cluster.device import accelerators
 from cluster.submit import TOKEN_FILE
 from rewards.programs.sandbox import TIERS, best_tier, bubblewrap, why_not
 
@@ -85,11 +86,9 @@ def version_of(package: str) -> str:
 def devices() -> Iterator[str]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     yield f"{os.cpu_count()} CPUs, {_size(memory)} memory"
-    import torch
-
-    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    for gpu in gpus:
-        yield f"{gpu.name}, {_size(gpu.total_memory)}"
+    gpus = accelerators()
+    for name, has in gpus:
+        yield f"{name}, {_size(has)}"
     if not gpus:
         yield "no GPU: runs use the CPU"
     shared = Path("/dev/shm")
@@ -185,10 +184,7 @@ def memory(config: RunConfig) -> Iterator[str]:
     learner, sampler = learner_bytes(config, model), sampler_bytes(config, model, load)
     ranks, replicas = config.learner.ranks, config.sampler.replicas
     yield f"{ranks} x {_size(learner)} for the learner, {replicas} x {_size(sampler)} for samplers"
-    import torch
-
-    if torch.cuda.is_available():
-        has = torch.cuda.get_device_properties(0).total_memory
+    for _, has in accelerators()[:1]:
         if max(learner, sampler) > has:
             yield (
                 f"{WRONG}a GPU here has {_size(has)}: more learner.ranks, learner.zero.stage=3, a "
