@@ -42,6 +42,9 @@ class Device:
     """vLLM arguments that this device wants."""
 
 
+CPU_COLLECTIVES = "gloo"
+
+
 def accelerators() -> list[tuple[str, int]]:
     """Name and bytes of each GPU that this process may use."""
     import torch
@@ -80,7 +83,7 @@ def _cpu(config: RunConfig, one_machine: bool) -> Device:
     return Device(
         kind="cpu",
         dtype=dtype,
-        collectives="gloo",
+        collectives=CPU_COLLECTIVES,
         weight_backend=automatic if backend == "auto" else backend,
         canary_bound=_bound(config, dtype),
         resource="CPU",

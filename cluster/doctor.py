@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cluster import dataset, scoring
 from cluster.config import RunConfig, load
-from cluster.device import accelerators
+from cluster.device import CPU_COLLECTIVES, accelerators
 from cluster.submit import TOKEN_FILE
 from rewards.programs.sandbox import TIERS, best_tier, bubblewrap, why_not
 
@@ -156,7 +156,7 @@ def cluster(config: RunConfig) -> Iterator[str]:
             yield f"{WRONG}node {node.name} has Python {node.python}"
         if abs(node.clock - now) > LARGEST_SKEW:
             yield f"the clock of {node.name} is {node.clock - now:+.0f} s off"
-    yield f"a sum over {len(nodes)} nodes takes {seconds * 1e3:.1f} ms (gloo)"
+    yield f"a sum over {len(nodes)} nodes takes {seconds * 1e3:.1f} ms ({CPU_COLLECTIVES})"
 
 
 def sandbox() -> list[tuple[str, str]]:

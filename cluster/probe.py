@@ -14,6 +14,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.device import CPU_COLLECTIVES
+
 ANSWER_SECONDS = 60.0
 LARGEST_SKEW = 2.0
 """Seconds between two nodes' wall clocks; more make records hard to put in order."""
@@ -96,8 +98,8 @@ def _look(marker: str, versions: list[str]) -> dict[str, Any]:
 
 
 def _ping(nodes: list[dict]) -> float:
-    """One process on each node, and a sum over all of them by gloo: what the ranks of a learner do
-    first. NCCL's own test needs their GPUs free."""
+    """One process on each node, and a sum over all of them on their CPUs: whether the ranks of a
+    learner could find each other. Their GPUs' own network would need GPUs that are free."""
     [address, port] = _answers([_on(nodes[0], _free_port).remote()], nodes[:1], "a port of")[0]
     asked = [
         _on(node, _sum_over).remote(rank, len(nodes), address, port)
@@ -116,9 +118,11 @@ def _sum_over(rank: int, ranks: int, address: str, port: int) -> float:
     import torch
     import torch.distributed
 
-    os.environ["GLOO_SOCKET_IFNAME"] = interface_of(ray.util.get_node_ip_address())
+    os.environ[f"{CPU_COLLECTIVES.upper()}_SOCKET_IFNAME"] = interface_of(
+        ray.util.get_node_ip_address()
+    )
     where = f"tcp://{address}:{port}"
-    torch.distributed.init_process_group("gloo", where, rank=rank, world_size=ranks)
+    torch.distributed.init_process_group(CPU_COLLECTIVES, where, rank=rank, world_size=ranks)
     try:
         value = torch.ones(1)
         torch.distributed.all_reduce(value)
