@@ -120,9 +120,14 @@ def _address_of(buffer: bytearray) -> int:
 
 
 class Nodes:
-    """Namespaces `cohort-<tag>-0`, `-1`, ... with addresses 10.77.0.1, .2, ... and Ray in them."""
+    """Namespaces `cohort-<tag>-0`, `-1`, ... with addresses 10.77.0.1, .2, ... and Ray in them.
 
-    def __init__(self, count: int) -> None:
+    With `own_folders` each sees a folder of its own as `folder`, as on machines of their own: Ray's
+    nodes unpack a job's files there, and delete them for each other where they share it.
+    """
+
+    def __init__(self, count: int, *, own_folders: bool = False) -> None:
+        self._own_folders = own_folders
         self.env = environment(
             RAY_AUTH_MODE="token",
             RAY_AUTH_TOKEN=secrets.token_hex(16),
@@ -160,7 +165,12 @@ class Nodes:
 
     def run(self, index: int, *command: str, **options) -> subprocess.Popen:
         """A process on a node."""
-        inside = ["ip", "netns", "exec", self.names[index], *command]
+        inside = ["ip", "netns", "exec", self.names[index]]
+        if self._own_folders:  # `ip netns exec` has mounts of its own
+            own = self.folder.with_name(f"{self.folder.name}-{index}")
+            own.mkdir(exist_ok=True)
+            inside += ["sh", "-c", f'mount --bind {own} {self.folder} && exec "$@"', "sh"]
+        inside += command
         return subprocess.Popen(inside, cwd=ROOT, start_new_session=True, **options)
 
     def _inside(self, index: int, code: str) -> None:
@@ -221,7 +231,8 @@ class Nodes:
             _ip("netns", "del", name)
             shutil.rmtree(Path("/etc/netns") / name)
         self.switch.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in self.folder.parent.glob(f"{self.folder.name}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ip(*arguments: str) -> None:

@@ -1,7 +1,6 @@
 """The files of `docker compose`. No Docker engine runs here: what can be read of them is checked,
 and their commands, environment and topology run in network namespaces instead of containers."""
 
-import os
 import re
 import socket
 import subprocess
@@ -79,7 +78,7 @@ def test_files_that_compose_names_are_there():
 def test_the_same_commands_train_on_three_nodes_in_namespaces(tmp_path: Path):
     if why := possible():
         pytest.skip(why)
-    nodes, services = Nodes(3), compose()["services"]
+    nodes, services = Nodes(3, own_folders=True), compose()["services"]
     token = tmp_path / "ray_token"
     token.write_text("a" * 32)
     token.chmod(0o600)
@@ -145,7 +144,7 @@ def test_the_same_commands_train_on_three_nodes_in_namespaces(tmp_path: Path):
         assert job.returncode == 0, output[-6000:]
         assert "ray job submit --address http://head:8265" in output and "succeeded" in output
         assert [row["step"] for row in metrics(tmp_path / "smoke")] == [1, 2, 3]
-        seen = os.listdir(nodes.folder)
-        assert any(each.startswith("session_") for each in seen)
+        folders = [nodes.folder.with_name(f"{nodes.folder.name}-{index}") for index in range(3)]
+        assert all(any(each.glob("session_*")) for each in folders), "a node did not take part"
     finally:
         nodes.close()
