@@ -233,6 +233,15 @@ def test_every_panel_of_the_dashboard_has_data_of_a_run(
         wait_until(lambda: not empty(), 120, f"data in every panel; last without: {empty()}")
         [step] = asked(prometheus, 'ray_cohort_step{run="seen"}')
         assert float(step["value"][1]) >= 1
+        actors = subprocess.run(
+            [RAY, "list", "actors", "--format=json", "--filter=state=ALIVE", "--detail"],
+            env={**head.env, "RAY_ADDRESS": f"http://127.0.0.1:{head.dashboard}"},
+            capture_output=True,
+            text=True,
+        )
+        listed = {each["name"]: each["repr_name"] for each in json.loads(actors.stdout)}
+        for name in ("seen/sampler/0", "seen/learner/0", "seen/scorer/0"):
+            assert listed[name].startswith(name), listed
     finally:
         head.job("stop", "seen")
     wait_until(lambda: processes_of(tmp_path / "outputs" / "seen") == [], 30, "no process left")
