@@ -48,6 +48,8 @@ python -m cluster report RUN [--output FILE.html] [--trace FILE.json]
     a run as one page: curves, who waited, faults, samples, warnings; a trace for Perfetto
 python -m cluster doctor [RECIPE.yaml]
     versions, and which sandbox for programs this machine gives, and why
+python -m cluster config from-trl | from-verl | from-openrlhf FILE
+    their YAML or command line as a recipe of ours, and what has no equivalent
 python -m cluster options [WORD]
     every option with its default and what it does
 """
@@ -270,6 +272,19 @@ def doctor(argv: Sequence[str]) -> int:
     return examine(arguments.words, arguments.overrides)
 
 
+def convert(argv: Sequence[str]) -> int:
+    arguments = parse(argv, switches=set(), with_value=set())
+    verb, *files = [*arguments.words, ""]
+    files = [file for file in files if file]
+    if not verb.startswith("from-") or len(files) != 1:
+        raise ValueError("config needs a verb and a file: from-trl, from-verl or from-openrlhf")
+    from cluster.coming_from import translate
+
+    system = verb.removeprefix("from-")
+    print(translate(system, Path(files[0])).text(system, Path(files[0]).name), end="")
+    return 0
+
+
 def options(argv: Sequence[str]) -> int:
     wanted = argv[0] if argv else ""
     for name, (kind, default, text) in configuration.options().items():
@@ -289,6 +304,7 @@ COMMANDS = {
     "view": view,
     "report": report,
     "doctor": doctor,
+    "config": convert,
     "options": options,
 }
 

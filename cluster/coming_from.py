@@ -1,0 +1,330 @@
+"""`python -m cluster config from-trl | from-verl | from-openrlhf FILE`: the settings of a run of
+theirs as a recipe of ours, and a list of what has no equivalent. Best effort: it is to be read.
+
+FILE is YAML, or a shell script with their command line: options as `--key value` or `key=value`.
+"""
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from learner.algorithms import ALGORITHMS
+
+Set = Callable[[Any], Mapping[str, Any]]
+"""Of a value of theirs: our options with their values."""
+
+
+def to(option: str, kind: Callable[[Any], Any] | None = None) -> Set:
+    return lambda value: {option: kind(value) if kind else value}
+
+
+def one_of(option: str, values: Mapping[str, Any]) -> Set:
+    """Raises KeyError for a value that is none of ours."""
+    return lambda value: {option: values[str(value)]}
+
+
+def betas(index: int) -> Set:
+    return lambda value: {f"learner.optim.betas.{index}": float(value)}
+
+
+ESTIMATORS = {
+    "gae": "ppo",
+    "group_norm": "grpo",
+    "reinforce": "reinforce++",
+    "reinforce_baseline": "reinforce++_baseline",
+    "reinforce_plus_plus": "reinforce++",
+    "reinforce_plus_plus_baseline": "reinforce++_baseline",
+}
+
+
+def algorithm(value: Any) -> Mapping[str, Any]:
+    found = ESTIMATORS.get(str(value), str(value))
+    if found not in ALGORITHMS:
+        raise KeyError(found)
+    return {"learner.algorithm.name": found}
+
+
+LOSSES = {
+    "grpo": {"name": "grpo", "reduction": "sequence_mean"},
+    "bnpo": {"name": "grpo", "reduction": "token_mean"},
+    "dapo": {"name": "grpo", "reduction": "token_mean"},
+    "dr_grpo": {"name": "dr_grpo"},
+    "cispo": {"name": "cispo"},
+}
+"""TRL's word is for how the loss is averaged; its `dapo` is no more of DAPO than that."""
+
+
+def loss(value: Any) -> Mapping[str, Any]:
+    return {f"learner.algorithm.{key}": found for key, found in LOSSES[str(value)].items()}
+
+
+def tracker(value: Any) -> Mapping[str, Any]:
+    names = value if isinstance(value, list) else [value]
+    known = ("tensorboard", "wandb", "mlflow", "trackio")
+    return {"logging.trackers": [name for name in names if name in known]}
+
+
+def first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) else value
+
+
+def truth(value: Any) -> bool:
+    return str(value).lower() in ("true", "1", "yes")
+
+
+BEHAVIOUR = "learner.algorithm"
+TRL: dict[str, Set] = {
+    "adam_beta1": betas(0),
+    "adam_beta2": betas(1),
+    "beta": to(f"{BEHAVIOUR}.kl.coef", float),
+    "bf16": lambda value: {"model.dtype": "bfloat16"} if truth(value) else {},
+    "dataset_config": to("prompts.subset"),
+    "dataset_name": to("prompts.dataset"),
+    "dataset_train_split": to("prompts.split"),
+    "epsilon": to(f"{BEHAVIOUR}.clip_low", float),
+    "epsilon_high": to(f"{BEHAVIOUR}.clip_high", float),
+    "eval_steps": to("eval.every", int),
+    "gradient_checkpointing": to("model.gradient_checkpointing", truth),
+    "learning_rate": to("learner.optim.lr", float),
+    "lora_alpha": to("model.lora.alpha", int),
+    "lora_r": to("model.lora.rank", int),
+    "loss_type": loss,
+    "mask_truncated_completions": to(f"{BEHAVIOUR}.mask_truncated", truth),
+    "max_completion_length": to("sampler.sampling.max_tokens", int),
+    "max_grad_norm": to("learner.optim.clip_norm", float),
+    "max_prompt_length": to("prompts.max_tokens", int),
+    "max_steps": to("steps", int),
+    "model_name_or_path": to("model.path"),
+    "num_generations": to("sampler.group_size", int),
+    "num_iterations": to(f"{BEHAVIOUR}.epochs", int),
+    "output_dir": to("output_dir"),
+    "report_to": tracker,
+    "run_name": to("name"),
+    "save_steps": to("checkpoint.every", int),
+    "save_total_limit": to("checkpoint.keep", int),
+    "scale_rewards": one_of(
+        f"{BEHAVIOUR}.scale",
+        {"group": "group", "True": "group", "batch": "batch", "none": "none", "False": "none"},
+    ),
+    "seed": to("seed", int),
+    "steps_per_generation": to(f"{BEHAVIOUR}.minibatches", int),
+    "temperature": to("sampler.sampling.temperature", float),
+    "top_k": to("sampler.sampling.top_k", int),
+    "top_p": to("sampler.sampling.top_p", float),
+    "vllm_tensor_parallel_size": to("sampler.tensor_parallel", int),
+    "warmup_steps": to("learner.optim.warmup_steps", int),
+    "weight_decay": to("learner.optim.weight_decay", float),
+}
+VERL: dict[str, Set] = {
+    "actor_rollout_ref.actor.clip_ratio": lambda value: {
+        f"{BEHAVIOUR}.clip_low": float(value),
+        f"{BEHAVIOUR}.clip_high": float(value),
+    },
+    "actor_rollout_ref.actor.clip_ratio_c": to(f"{BEHAVIOUR}.dual_clip", float),
+    "actor_rollout_ref.actor.clip_ratio_high": to(f"{BEHAVIOUR}.clip_high", float),
+    "actor_rollout_ref.actor.clip_ratio_low": to(f"{BEHAVIOUR}.clip_low", float),
+    "actor_rollout_ref.actor.entropy_coeff": to(f"{BEHAVIOUR}.entropy.coef", float),
+    "actor_rollout_ref.actor.kl_loss_coef": to(f"{BEHAVIOUR}.kl.coef", float),
+    "actor_rollout_ref.actor.optim.lr": to("learner.optim.lr", float),
+    "actor_rollout_ref.actor.optim.lr_warmup_steps": to("learner.optim.warmup_steps", int),
+    "actor_rollout_ref.actor.optim.weight_decay": to("learner.optim.weight_decay", float),
+    "actor_rollout_ref.actor.ppo_epochs": to(f"{BEHAVIOUR}.epochs", int),
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": to("learner.micro_batch_tokens", int),
+    "actor_rollout_ref.actor.grad_clip": to("learner.optim.clip_norm", float),
+    "actor_rollout_ref.model.enable_gradient_checkpointing": to(
+        "model.gradient_checkpointing", truth
+    ),
+    "actor_rollout_ref.model.lora_alpha": to("model.lora.alpha", int),
+    "actor_rollout_ref.model.lora_rank": to("model.lora.rank", int),
+    "actor_rollout_ref.model.path": to("model.path"),
+    "actor_rollout_ref.rollout.max_num_seqs": to("sampler.max_running", int),
+    "actor_rollout_ref.rollout.n": to("sampler.group_size", int),
+    "actor_rollout_ref.rollout.temperature": to("sampler.sampling.temperature", float),
+    "actor_rollout_ref.rollout.tensor_model_parallel_size": to("sampler.tensor_parallel", int),
+    "actor_rollout_ref.rollout.top_k": lambda value: {"sampler.sampling.top_k": max(int(value), 0)},
+    "actor_rollout_ref.rollout.top_p": to("sampler.sampling.top_p", float),
+    "actor_rollout_ref.rollout.val_kwargs.n": to("eval.samples", int),
+    "actor_rollout_ref.rollout.val_kwargs.temperature": to("eval.temperature", float),
+    "actor_rollout_ref.rollout.val_kwargs.top_p": to("eval.top_p", float),
+    "algorithm.adv_estimator": algorithm,
+    "algorithm.gamma": to(f"{BEHAVIOUR}.gamma", float),
+    "algorithm.lam": to(f"{BEHAVIOUR}.lam", float),
+    "critic.model.path": to("learner.critic.path"),
+    "critic.optim.lr": to("learner.critic.lr", float),
+    "data.max_prompt_length": to("prompts.max_tokens", int),
+    "data.max_response_length": to("sampler.sampling.max_tokens", int),
+    "data.seed": to("seed", int),
+    "data.shuffle": to("prompts.shuffle", truth),
+    "data.train_batch_size": to("schedule.groups_per_step", int),
+    "data.train_files": to("prompts.dataset", first),
+    "data.val_files": to("eval.dataset", first),
+    "trainer.experiment_name": to("name"),
+    "trainer.logger": tracker,
+    "trainer.max_actor_ckpt_to_keep": to("checkpoint.keep", int),
+    "trainer.save_freq": lambda value: {"checkpoint.every": max(int(value), 0)},
+    "trainer.test_freq": to("eval.every", int),
+    "trainer.total_training_steps": to("steps", int),
+}
+OPENRLHF: dict[str, Set] = {
+    "actor_learning_rate": to("learner.optim.lr", float),
+    "actor.adam.lr": to("learner.optim.lr", float),
+    "actor_num_gpus_per_node": to("learner.ranks", int),
+    "advantage_estimator": algorithm,
+    "bf16": lambda _: {"model.dtype": "bfloat16"},
+    "critic_learning_rate": to("learner.critic.lr", float),
+    "critic_pretrain": to("learner.critic.path"),
+    "entropy_loss_coef": to(f"{BEHAVIOUR}.entropy.coef", float),
+    "eps_clip": to(f"{BEHAVIOUR}.clip_low", float),
+    "eps_clip_low_high": lambda value: {
+        f"{BEHAVIOUR}.clip_low": float(value[0]),
+        f"{BEHAVIOUR}.clip_high": float(value[1]),
+    },
+    "eval_dataset": to("eval.dataset"),
+    "eval_steps": to("eval.every", int),
+    "gamma": to(f"{BEHAVIOUR}.gamma", float),
+    "generate_max_len": to("sampler.sampling.max_tokens", int),
+    "gradient_checkpointing": lambda _: {"model.gradient_checkpointing": True},
+    "init_kl_coef": to(f"{BEHAVIOUR}.kl.coef", float),
+    "input_key": to("prompts.question"),
+    "kl_estimator": to(f"{BEHAVIOUR}.kl.estimator"),
+    "label_key": to("prompts.answer"),
+    "lambd": to(f"{BEHAVIOUR}.lam", float),
+    "max_ckpt_num": to("checkpoint.keep", int),
+    "max_epochs": to(f"{BEHAVIOUR}.epochs", int),
+    "max_norm": to("learner.optim.clip_norm", float),
+    "n_samples_per_prompt": to("sampler.group_size", int),
+    "pretrain": to("model.path"),
+    "prompt_data": to("prompts.dataset"),
+    "prompt_max_len": to("prompts.max_tokens", int),
+    "rollout_batch_size": to("schedule.groups_per_step", int),
+    "save_path": to("output_dir"),
+    "save_steps": to("checkpoint.every", int),
+    "seed": to("seed", int),
+    "temperature": to("sampler.sampling.temperature", float),
+    "top_p": to("sampler.sampling.top_p", float),
+    "use_kl_loss": lambda _: {f"{BEHAVIOUR}.kl.placement": "loss"},
+    "use_tensorboard": lambda _: {"logging.trackers": ["tensorboard"]},
+    "use_wandb": lambda _: {"logging.trackers": ["wandb"]},
+    "vllm_num_engines": to("sampler.replicas", int),
+    "vllm_tensor_parallel_size": to("sampler.tensor_parallel", int),
+    "zero_stage": to("learner.zero.stage", int),
+}
+SYSTEMS = {"trl": TRL, "verl": VERL, "openrlhf": OPENRLHF}
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    options: dict[str, Any] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+    """Theirs, that have no equivalent, and why where that is known"""
+
+    def text(self, system: str, source: str) -> str:
+        """A recipe, with what was left out as comments at its end."""
+        tree: dict[str, Any] = {}
+        for option, value in self.options.items():
+            *path, last = option.split(".")
+            branch = tree
+            for part in path:
+                branch = branch.setdefault(part, {})
+            branch[last] = value
+        lines = [
+            f"# From {system}'s {source}; their numbers, and what we have no option for below."
+        ]
+        lines.append(yaml.safe_dump(tree, sort_keys=False).rstrip())
+        lines += [f"# no equivalent: {each}" for each in self.left]
+        return "\n".join(lines) + "\n"
+
+
+def translate(system: str, path: Path) -> Translation:
+    """Raises ValueError for a system or a file that is none."""
+    if system not in SYSTEMS:
+        raise ValueError(f"{system!r} is none of {', '.join(SYSTEMS)}")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    theirs = read(path)
+    if not theirs:
+        raise ValueError(f"{path} has no options: YAML, or a script with --key value or key=value")
+    table = SYSTEMS[system]
+    found = Translation({"learner.algorithm.preset": system})
+    for name, value in theirs.items():
+        try:
+            found.options.update(table[name](value))
+        except (KeyError, ValueError, TypeError, IndexError):
+            found.left.append(f"{name}={value}")
+    _pair(found.options)
+    if system == "trl":
+        _batch_of_trl(theirs, found)
+    return found
+
+
+def _pair(options: dict[str, Any]) -> None:
+    """The two running means of Adam are one option of ours."""
+    found = [options.pop(f"learner.optim.betas.{i}", None) for i in (0, 1)]
+    if any(beta is not None for beta in found):
+        options["learner.optim.betas"] = [
+            beta if beta is not None else usual
+            for beta, usual in zip(found, (0.9, 0.999), strict=True)
+        ]
+
+
+def _batch_of_trl(theirs: dict[str, Any], found: Translation) -> None:
+    """Their batch counts completions per device; ours, groups of all ranks together."""
+    per_device = theirs.get("per_device_train_batch_size")
+    if per_device is None:
+        return
+    steps = int(theirs.get("gradient_accumulation_steps", 1))
+    completions, group = int(per_device) * steps, int(theirs.get("num_generations", 8))
+    found.options["schedule.groups_per_step"] = max(completions // group, 1)
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    found.left[:] = [each for each in found.left if each.partition("=")[0] not in names]
+    found.left.append(
+        f"per_device_train_batch_size={per_device} x {steps} completions on one device are "
+        f"schedule.groups_per_step={completions // group}: multiply by their number of devices"
+    )
+
+
+OPTION = re.compile(r"\+{0,2}([A-Za-z_][\w./-]*)=(.*)", re.S)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Options by their dotted names."""
+    text = path.read_text()
+    if path.suffix in (".yaml", ".yml"):
+        tree = yaml.safe_load(text)
+        return _flat(tree) if isinstance(tree, dict) else {}
+    words = shlex.split(text.replace("\\\n", " "), comments=True)
+    found: dict[str, Any] = {}
+    while words:
+        word = words.pop(0)
+        if match := OPTION.fullmatch(word.removeprefix("--")):
+            found[match[1]] = _value(match[2])
+        elif word.startswith("--") and word != "--":
+            values = []
+            while words and not words[0].startswith("--"):
+                if OPTION.fullmatch(words[0]):
+                    break
+                values.append(_value(words.pop(0)))
+            found[word[2:]] = values[0] if len(values) == 1 else (values or True)
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -1,0 +1,114 @@
+"""Settings of other systems become recipes that load."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster import coming_from
+from cluster.cli import main
+from cluster.coming_from import SYSTEMS, translate
+from cluster.config import load, options
+
+VERL = """
+set -x
+python3 -m verl.trainer.main_ppo algorithm.adv_estimator=grpo \\
+    data.train_files=$HOME/data/gsm8k/train.parquet data.train_batch_size=1024 \\
+    data.max_prompt_length=512 data.max_response_length=1024 \\
+    actor_rollout_ref.model.path=Qwen/Qwen2.5-1.5B-Instruct \\
+    actor_rollout_ref.actor.optim.lr=1e-6 actor_rollout_ref.rollout.n=5 \\
+    actor_rollout_ref.actor.kl_loss_coef=0.001 +trainer.val_before_train=False \\
+    trainer.logger='["console","wandb"]' trainer.save_freq=-1 trainer.total_epochs=15 $@
+"""
+TRL = """
+model_name_or_path: Qwen/Qwen2.5-0.5B
+dataset_name: gsm8k
+learning_rate: 2.0e-6
+num_generations: 8
+per_device_train_batch_size: 16
+gradient_accumulation_steps: 4
+loss_type: grpo
+scale_rewards: group
+beta: 0.04
+adam_beta2: 0.99
+bf16: true
+use_vllm: true
+"""
+OPENRLHF = """
+ray job submit -- python3 -m openrlhf.cli.train_ppo_ray --pretrain meta/llama \\
+   --advantage_estimator reinforce_baseline --n_samples_per_prompt 8 --init_kl_coef 1e-3 \\
+   --eps_clip_low_high 0.2 0.27 --zero_stage 3 --bf16 --packing_samples --generate_max_len 2048
+"""
+
+
+def loaded(system: str, text: str, suffix: str, folder: Path) -> tuple:
+    """What they are with us, once our own reader took them, and what was left."""
+    file = folder / f"theirs{suffix}"
+    file.write_text(text)
+    found = translate(system, file)
+    recipe = folder / "ours.yaml"
+    recipe.write_text(found.text(system, file.name))
+    return load([str(recipe)], []).config, found.left
+
+
+def test_a_script_of_verl(tmp_path: Path):
+    config, left = loaded("verl", VERL, ".sh", tmp_path)
+    assert config.learner.algorithm.name == "grpo" and config.learner.algorithm.preset == "verl"
+    assert (config.schedule.groups_per_step, config.sampler.group_size) == (1024, 5)
+    assert (config.prompts.max_tokens, config.sampler.sampling.max_tokens) == (512, 1024)
+    assert (config.learner.optim.lr, config.learner.algorithm.kl.coef) == (1e-6, 0.001)
+    assert config.logging.trackers == ["wandb"] and config.checkpoint.every == 0
+    assert left == ["trainer.val_before_train=False", "trainer.total_epochs=15"]
+
+
+def test_a_file_of_trl(tmp_path: Path):
+    config, left = loaded("trl", TRL, ".yaml", tmp_path)
+    assert config.learner.algorithm.reduction == "sequence_mean"
+    assert config.learner.optim.betas == (0.9, 0.99) and config.model.dtype == "bfloat16"
+    assert config.schedule.groups_per_step == 8  # 16 x 4 completions, 8 of a group
+    assert config.learner.algorithm.kl.coef == 0.04
+    assert left[0] == "use_vllm=True" and "multiply by their number of devices" in left[1]
+
+
+def test_a_command_of_openrlhf(tmp_path: Path):
+    config, left = loaded("openrlhf", OPENRLHF, ".sh", tmp_path)
+    assert config.learner.algorithm.name == "reinforce++_baseline"
+    assert (config.learner.algorithm.clip_low, config.learner.algorithm.clip_high) == (0.2, 0.27)
+    assert config.learner.zero.stage == 3 and config.model.path == "meta/llama"
+    assert left == ["packing_samples=True"]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_option_of_ours_that_is_named_is_there(system: str):
+    known = {*options(), "learner.optim.betas.0", "learner.optim.betas.1"}
+    samples = (1, "grpo", "group", [1, 2], "true")
+    for name, translated in SYSTEMS[system].items():
+        found: set[str] = set()
+        for sample in samples:
+            try:
+                found |= set(translated(sample))
+            except (KeyError, ValueError, TypeError, IndexError):
+                continue
+        assert found and found <= known, (name, found - known)
+
+
+def test_what_is_no_file_of_theirs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["config", "from-trl", str(tmp_path / "none.yaml")]) == 2
+    (tmp_path / "empty.yaml").write_text("")
+    assert main(["config", "from-trl", str(tmp_path / "empty.yaml")]) == 2
+    assert main(["config", "from-jax", str(tmp_path / "empty.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "there is no file" in said and "has no options" in said and "is none of trl" in said
+
+
+def test_what_the_command_prints_is_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "theirs.yaml").write_text(TRL)
+    assert main(["config", "from-trl", str(tmp_path / "theirs.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert "# no equivalent: use_vllm=True" in said
+    (tmp_path / "ours.yaml").write_text(said)
+    assert load([str(tmp_path / "ours.yaml")], []).config.sampler.group_size == 8
+
+
+def test_losses_of_trl_are_rows_of_ours():
+    for row in coming_from.LOSSES.values():
+        assert row["name"] in coming_from.ALGORITHMS
