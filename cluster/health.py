@@ -110,9 +110,7 @@ def mismatch(seen: Seen) -> str:
 
 
 def failing_verifiers(seen: Seen) -> str:
-    config = seen.config
-    sampled = config.schedule.groups_per_step * max(seen.now("rollout/group_size"), 1)
-    share = seen.now("reward/verifier_errors") / sampled
+    share = _share(seen, "reward/verifier_errors")
     if share <= 0.01:
         return ""
     return (
@@ -122,15 +120,19 @@ def failing_verifiers(seen: Seen) -> str:
 
 
 def timeouts(seen: Seen) -> str:
-    config = seen.config
-    sampled = config.schedule.groups_per_step * max(seen.now("rollout/group_size"), 1)
-    share = seen.now("reward/timeouts") / sampled
+    share = _share(seen, "reward/timeouts")
     if share <= 0.05:
         return ""
     return (
         f"{share:.1%} of the completions took a verifier longer than rewards.timeout="
-        f"{config.rewards.timeout:g} s and are worth 0: raise it if they deserve better"
+        f"{seen.config.rewards.timeout:g} s and are worth 0: raise it if they deserve better"
     )
+
+
+def _share(seen: Seen, count: str) -> float:
+    """Of a step's completions."""
+    group = max(seen.now("rollout/group_size"), 1)
+    return seen.now(count) / (seen.config.schedule.groups_per_step * group)
 
 
 def idle_learner(seen: Seen) -> str:
