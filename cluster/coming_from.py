@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from cluster.config import flatten
 from learner.algorithms import ALGORITHMS
 
 Set = Callable[[Any], Mapping[str, Any]]
@@ -296,7 +297,7 @@ def read(path: Path) -> dict[str, Any]:
     text = path.read_text()
     if path.suffix in (".yaml", ".yml"):
         tree = yaml.safe_load(text)
-        return _flat(tree) if isinstance(tree, dict) else {}
+        return dict(flatten(tree)) if isinstance(tree, dict) else {}
     words = shlex.split(text.replace("\\\n", " "), comments=True)
     found: dict[str, Any] = {}
     while words:
@@ -318,13 +319,3 @@ def _value(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

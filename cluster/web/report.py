@@ -2,13 +2,12 @@
 
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from cluster.config import RunConfig
+from cluster.config import RunConfig, flatten
 from cluster.health import AT_FIRST, RECENT, warnings
 from cluster.timeline import chrome_trace, read_timeline
 from cluster.web.app import environment, style_sheet
@@ -51,7 +50,7 @@ def write_report(folder: Path, target: Path, trace: Path | None) -> None:
         phases=result.get("seconds", {}),
         faults=run.faults,
         samples=_samples(run),
-        config=flat(run.config),
+        config=dict(flatten(run.config)),
     )
     target.write_bytes(page.encode("utf-8", errors="replace"))
     if trace is not None:
@@ -80,14 +79,3 @@ def _samples(run: RunFolder) -> dict[str, list[tuple[int, dict[str, Any]]]]:
         "Best completions of the last steps": found[::-1][:SAMPLES],
         "Worst completions of the last steps": found[:SAMPLES],
     }
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Options by their paths."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
