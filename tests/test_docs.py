@@ -55,5 +55,5 @@ def test_a_task_of_ones_own_word_for_word(tmp_path: Path):
         assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}{done.stderr[-2000:]}"
     assert view == "python -m cluster view outputs"  # tests/test_web.py has it
     rewards = [row["reward/mean"] for row in metrics(folder / "outputs" / "sevens")]
-    assert rewards[0] < 0.1 and rewards[-1] > 0.5, rewards
+    assert rewards[0] < 0.1 and rewards[-1] > 0.7, rewards[::5]
     assert "sevens" in (folder / "outputs" / "sevens" / "report.html").read_text()
