@@ -8,26 +8,15 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 
 from cluster import dataset, scoring
 from cluster.config import RunConfig, load
 from cluster.device import CPU_COLLECTIVES, accelerators
 from cluster.submit import TOKEN_FILE
+from cluster.versions import TESTED, version_of
 from rewards.programs.sandbox import TIERS, best_tier, bubblewrap, why_not
 
-TESTED = {
-    "torch": "2.13.0",
-    "vllm": "0.32.0",
-    "transformers": "5.19",
-    "ray": "2.60",
-    "deepspeed": "0.19.8",
-    "pyarrow": "26",
-    "pydantic": "2",
-    "math-verify": "0.9.0",
-}
-"""The versions that the tests ran with, as far as they are pinned."""
 WRONG = "WRONG: "
 """Begins what a run would fail of"""
 
@@ -71,16 +60,6 @@ def versions() -> list[tuple[str, str]]:
         remark = "" if found.startswith(tested) else f"; tested with {tested}"
         lines.append((name, f"{found or WRONG + 'not installed'}{remark}"))
     return lines
-
-
-def version_of(package: str) -> str:
-    """Empty when it is not installed. vLLM's CPU build is another package."""
-    for name in (package, f"{package}-cpu"):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return ""
 
 
 def devices() -> Iterator[str]:

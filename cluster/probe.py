@@ -15,6 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.device import CPU_COLLECTIVES
+from cluster.versions import version_of
 
 ANSWER_SECONDS = 60.0
 LARGEST_SKEW = 2.0
@@ -76,8 +77,6 @@ def _on(node: dict, function: Any) -> Any:
 
 
 def _look(marker: str, versions: list[str]) -> dict[str, Any]:
-    from cluster.doctor import version_of
-
     folder = Path(marker).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
