@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from cluster.actors import (
     LearnerActor,
@@ -21,7 +22,7 @@ from cluster.actors import (
 )
 from cluster.config import RunConfig
 from cluster.device import Device
-from cluster.pool import Member, Pool, ask_all
+from cluster.pool import Member, Pool, answer, ask_all
 from cluster.progress import Progress
 from cluster.scoring import ServiceConfig, services_of
 from cluster.stacks import AGAIN
@@ -121,7 +122,15 @@ class Fleet:
             calls = self.samplers.submit("start", *self._sampler_arguments())
             for pool, (_, _, settings) in self._judge_kinds.items():
                 calls += pool.submit("start", settings)
-            await asyncio.gather(learners, self._ready(calls))  # first failure first
+            pools = (self.samplers, *self._judge_kinds)
+            actors = [actor for pool in pools for _, actor in pool.live]
+            others = asyncio.create_task(self._ready(calls, actors))
+            try:
+                await asyncio.gather(learners, others)  # first failure first
+            finally:
+                learners.cancel()
+                others.cancel()
+                await asyncio.gather(learners, others, return_exceptions=True)
             await self.connect(self.samplers.live)
         finally:
             waiting.cancel()
@@ -137,7 +146,7 @@ class Fleet:
         self.learners.adopt([self._learner(rank) for rank in range(count)])
         first = self.learners.members[0]
         [(host, port)] = await self._ready(
-            [("learner/0", first.address.remote(config.cluster.port, patience))]
+            [("learner/0", first.address.remote(config.cluster.port, patience))], [first]
         )
         critic = {"path": absolute(config.learner.critic.path)}
         critic = {"critic": config.learner.critic.model_copy(update=critic)}
@@ -154,7 +163,7 @@ class Fleet:
                 },
             )
             calls.append((f"learner/{rank}", call))
-        await self._ready(calls)
+        await self._ready(calls, self.learners.members)
         self._endpoint = Endpoint(
             backend=self._device.weight_backend,
             directory=config.cluster.weight_directory,
@@ -175,7 +184,7 @@ class Fleet:
     async def _start(self, pool: Pool, member: Member, *arguments: Any) -> Member:
         index, actor = member
         try:
-            await self._ready([(f"{pool.name}/{index}", actor.start.remote(*arguments))])
+            await self._ready([(f"{pool.name}/{index}", actor.start.remote(*arguments))], [actor])
         except BaseException:
             ray.kill(actor)
             raise
@@ -204,8 +213,35 @@ class Fleet:
         if self._connected != self.samplers.live:
             await self.connect(self.samplers.live)
 
-    async def _ready(self, calls: list[tuple[str, Any]]) -> list[Any]:
-        return await ask_all(calls, what="starting", seconds=self._config.cluster.start_timeout)
+    async def _ready(
+        self, calls: list[tuple[str, Any]], actors: Sequence[ActorHandle]
+    ) -> list[Any]:
+        """Raises Lost for one that died, or was heard of once and then froze."""
+        watching = [
+            asyncio.create_task(self._kill_frozen(name, actor))
+            for (name, _), actor in zip(calls, actors, strict=True)
+        ]
+        try:
+            return await ask_all(calls, what="starting", seconds=self._config.cluster.start_timeout)
+        finally:
+            for task in watching:
+                task.cancel()
+
+    async def _kill_frozen(self, name: str, actor: ActorHandle) -> None:
+        """Until cancelled. One that never answered may wait for its place in the cluster."""
+        patience = None
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    await answer(actor.beat.remote())
+            except TimeoutError:
+                self._progress.line(f"{name} froze while it started")
+                ray.kill(actor)
+                return
+            except RayError:  # whoever waits for its start hears of it
+                return
+            patience = self._config.cluster.heartbeat_timeout
+            await asyncio.sleep(1)
 
     def _sampler_arguments(self) -> tuple[Any, ...]:
         arguments = {**self._device.engine_args, "weight_backend": self._device.weight_backend}

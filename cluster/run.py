@@ -20,6 +20,7 @@ from cluster import checkpoint
 from cluster.checkpoint import Checkpoint
 from cluster.config import RunConfig
 from cluster.device import Device
+from cluster.errors import Lost
 from cluster.evaluate import Evaluations, MixedVersions, evaluate
 from cluster.health import Health
 from cluster.inputs import Inputs
@@ -47,6 +48,10 @@ from rollout.types import Steps
 
 LEARNS = ("restore", "update", "publish", "save")
 """Phases in which the learner works; in the others it waits."""
+
+
+START_TRIES = 3
+"""For all actors to be there; what dies of the recipe dies each time."""
 
 
 def part_sizes(count: int, parts: int) -> list[int]:
@@ -127,7 +132,16 @@ class Run:
 
     async def start(self) -> None:
         with self.timed("start"):
-            await self.fleet.start()
+            for left in reversed(range(START_TRIES)):
+                began = time.monotonic()
+                try:
+                    await self.fleet.start()
+                    break
+                except Lost as lost:
+                    if not left:
+                        raise
+                    self.supervisor.lost_at_start(lost, began)
+                    self.fleet.kill()
         calm_collector()
 
     def stop(self) -> None:

@@ -397,6 +397,11 @@ class Supervisor:
             replayed.append((commit, report.metrics))
         return Rebuilt(saved, replayed)
 
+    def lost_at_start(self, lost: Lost, began: float) -> None:
+        """Before there was a run to go on with: everybody starts again."""
+        self._progress.line(f"{lost.who} is lost while starting ({lost}); all start again")
+        self._record(lost.who, str(lost), "all started again", began)
+
     def restored(self, version: int) -> None:
         """The run begins, or goes on, from this version."""
         self.version = version

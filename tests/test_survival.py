@@ -302,6 +302,28 @@ def test_a_run_that_is_stopped_while_it_starts_leaves_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("who", "fault"),
+    [
+        ("sampler-1", "killed"),
+        ("sampler-1", "frozen"),
+        ("learner-1", "frozen"),
+    ],
+)
+def test_whoever_is_lost_while_a_run_starts_costs_a_start(
+    who: str, fault: str, undisturbed: Path, tiny: Path, tmp_path: Path
+):
+    run = Live(tmp_path, tiny, "start")
+    run.until(lambda: any((run.folder / "stacks").glob(f"{who}.*")), f"{who} starts")
+    time.sleep(3)  # it has been heard of
+    os.kill(run.pid(who), signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
+    assert "all start again" in run.end()
+    assert [loss["who"] for loss in run.losses()] == [who.replace("-", "/")]
+    check_record(run.folder, 8)
+    check_equal(run.folder, undisturbed)
+
+
+@pytest.mark.slow
 def test_a_run_that_is_stopped_while_it_evaluates_evaluates_when_it_goes_on(
     tiny: Path, tmp_path: Path
 ):
