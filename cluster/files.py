@@ -1,5 +1,7 @@
 """Small files of a run folder: whole or not there, and nothing overwritten that was put aside."""
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -33,8 +35,25 @@ def add_line(path: Path, value: Any) -> None:
 
 def add_lines(path: Path, values: Sequence[Any]) -> None:
     """Behind the last, which is whole."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(value) + "\n" for value in values))
+    lines = "".join(json.dumps(value) + "\n" for value in values).encode()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        append(file, lines)
+    finally:
+        os.close(file)
+
+
+def append(file: int, lines: bytes) -> None:
+    """All of them or nothing. Raises OSError when the disk does not take them."""
+    size = os.fstat(file).st_size
+    try:
+        if os.write(file, lines) == len(lines):
+            return
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        with contextlib.suppress(OSError):  # a disk that takes nothing any more
+            os.ftruncate(file, size)
+        raise
 
 
 def read_lines(path: Path) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.config import RunConfig
+from learner.algorithms import build
 
 RECENT = 5
 """Steps that a rule looks at; one alone proves nothing."""
@@ -82,7 +83,7 @@ def length_explosion(seen: Seen) -> str:
 
 def dead_groups(seen: Seen) -> str:
     uniform = seen.now("rollout/uniform_groups")
-    if uniform < 0.5 or seen.config.sampler.group_size < 2:
+    if uniform < 0.5 or not build(seen.config.learner.algorithm).compares_siblings:
         return ""
     ones, zeros = seen.now("rollout/all_one_groups"), seen.now("rollout/all_zero_groups")
     if ones >= zeros:

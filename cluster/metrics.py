@@ -16,7 +16,7 @@ import ray
 
 from cluster.aliases import aliases
 from cluster.config import LoggingConfig
-from cluster.files import read_lines, whole_lines
+from cluster.files import append, read_lines, whole_lines
 from cluster.trackers import TRACKERS, Aside, Prometheus
 from cluster.window import Window
 from rollout import ScoredGroup
@@ -120,9 +120,14 @@ class MetricsWriter:
         metrics = metrics | aliases(metrics, self._aliases)
         row = {"step": step, "time": round(time.time(), 3), **metrics}
         self._late += json.dumps(row).encode() + b"\n"
-        self._late = _append(self._file, self._late)
+        self._write_late()
         for tracker in self._trackers:
             tracker.write(step, metrics)
+
+    def _write_late(self) -> None:
+        with contextlib.suppress(OSError):  # with the next row, then
+            append(self._file, self._late)
+            self._late = b""
 
     @property
     def warning(self) -> str:
@@ -133,20 +138,7 @@ class MetricsWriter:
         return "; ".join(told)
 
     def close(self) -> None:
-        self._late = _append(self._file, self._late)
+        self._write_late()
         os.close(self._file)
         for tracker in self._trackers:
             tracker.close()
-
-
-def _append(file: int, lines: bytes) -> bytes:
-    """Whole lines or nothing; what is still to be written."""
-    size = os.fstat(file).st_size
-    try:
-        if os.write(file, lines) == len(lines):
-            return b""
-    except OSError:
-        pass
-    with contextlib.suppress(OSError):  # nor does a disk that takes nothing any more
-        os.ftruncate(file, size)
-    return lines

@@ -65,6 +65,10 @@ class Shape:
         return " + ".join(f"{n} {role} x {each:g} {kind}" for role, n, each, kind in roles if n)
 
 
+MADE = Counter[str]()
+"""Actors of each name that this process has made"""
+
+
 class JudgeKind(NamedTuple):
     """Of those who judge: what makes one, how many there are, what they are started with."""
 
@@ -95,7 +99,6 @@ class Fleet:
         }
         for pool in self.judges:
             pool.lost = functools.partial(self._judge_lost, pool)
-        self._made = Counter[str]()
         self._endpoint: Endpoint
         self._connected: list[Member] = []
 
@@ -286,9 +289,9 @@ class Fleet:
 
         def make(index: int | str) -> ActorHandle:
             name = f"{self._config.name}/{role}/{index}"
-            self._made[name] += 1
-            if self._made[name] > 1:  # a dead actor's name may be taken for a while
-                name = f"{name}{AGAIN}{self._made[name]}"
+            MADE[name] += 1
+            if MADE[name] > 1:  # a dead actor's name may be taken for a while
+                name = f"{name}{AGAIN}{MADE[name]}"
             return actor.options(name=name, **options).remote()
 
         return make

@@ -282,7 +282,9 @@ class Run:
 
         async def look() -> None:
             if self.supervisor.generation == generation:  # else what it saw of this step is lost
+                started = time.monotonic()
                 await self.supervisor.hand("look", part)
+                self.timeline.worked("look", started, time.monotonic())
 
         await self.supervisor.with_learner(look)
 
@@ -381,11 +383,13 @@ class Run:
         now = time.monotonic()
         seconds, self._logged_at = now - self._logged_at, now
         tokens = metrics["rollout/length"] * metrics["rollout/group_size"]
-        return {
+        rates = {
             "time/step": seconds,
             "rollout/tokens_per_s": tokens * self.config.schedule.groups_per_step / seconds,
-            "disk/free_gb": shutil.disk_usage(self.folder).free / 1e9,
         }
+        with contextlib.suppress(OSError):  # a file system that is away for a moment
+            rates["disk/free_gb"] = shutil.disk_usage(self.folder).free / 1e9
+        return rates
 
     async def begin_evaluation(self, step: int, background: asyncio.TaskGroup) -> None:
         """Start the evaluation of this step's policy, where one is due. Training goes on: the

@@ -25,11 +25,14 @@ def leave_stacks() -> None:
     if RUN_MARK not in os.environ:
         return
     folder = Path(os.environ[RUN_MARK]) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     name = (ray.get_runtime_context().get_actor_name() or "//").partition(AGAIN)[0]
     *_, role, index = name.split("/")
     path = folder / f"{role}-{index}.{os.getpid()}.txt"
-    file = open(path, "w")  # noqa: SIM115  # until the process ends
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115  # until the process ends
+    except OSError:  # a full disk ends nobody
+        return
     faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
 
 

@@ -39,8 +39,9 @@ def remember_session(folder: Path) -> None:
     """Before Ray is started: a driver may be killed while it starts. Ray calls its folder by the
     time and the number of the process that asks for it."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    (folder / SESSION).write_text(f"{temporary}/ray/session_*_{os.getpid()}")
+    temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    pattern = f"{temporary}/ray/session_*_{os.getpid()}"
+    (folder / SESSION).write_text(f"{time.time()}\n{pattern}\n")  # not the file's: another clock
 
 
 def forget_session(folder: Path, *, keep_logs: bool) -> None:
@@ -49,7 +50,7 @@ def forget_session(folder: Path, *, keep_logs: bool) -> None:
     file = folder / SESSION
     if not file.exists():
         return
-    pattern, asked = Path(file.read_text()), file.stat().st_mtime
+    asked, pattern = _remembered(file)
     for session in pattern.parent.glob(pattern.name):
         if not -1 <= _begun(session) - asked < START_SECONDS:  # of another process of that number
             continue
@@ -59,6 +60,13 @@ def forget_session(folder: Path, *, keep_logs: bool) -> None:
         shutil.rmtree(session, ignore_errors=True)
     with contextlib.suppress(OSError):  # read-only: the next run that sweeps finds nothing there
         file.unlink()
+
+
+def _remembered(file: Path) -> tuple[float, Path]:
+    lines = file.read_text().splitlines()
+    if len(lines) != 2:  # its writer was killed, or was an earlier version
+        return 0.0, Path("/nothing")
+    return float(lines[0]), Path(lines[1])
 
 
 def _begun(session: Path) -> float:

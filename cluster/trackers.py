@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from cluster.files import replace_text
+
 MOST_WAITING = 1000
 """Rows; a tracker that is this far behind loses the next ones."""
 LAST_SECONDS = 10.0
@@ -110,12 +112,16 @@ TRACKERS: dict[str, Callable[[Path, str], Tracker]] = {
 }
 
 
+IDENTITY = threading.Lock()
+
+
 def identity(folder: Path) -> str:
     """Of a run folder: the same when the run goes on, another when it was begun anew."""
     path = folder / "identity"
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex[:16])
-    return path.read_text()
+    with IDENTITY:
+        if not path.exists():
+            replace_text(path, uuid.uuid4().hex[:16])
+        return path.read_text()
 
 
 class Prometheus:
@@ -125,20 +131,31 @@ class Prometheus:
     def __init__(self, run: str) -> None:
         self._run = run
         self._gauges: dict[str, Any] = {}
+        self._passing: dict[str, set[tuple[tuple[str, str], ...]]] = {}
+        """Labels of gauges that hold for one row only, as they were set last."""
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         from ray.util.metrics import Gauge
 
+        said: dict[str, set[tuple[tuple[str, str], ...]]] = {}
         for name, value in {**metrics, "step": float(step)}.items():
             name, labels = gauge_of(name)
             if name not in self._gauges:
                 self._gauges[name] = Gauge(name, tag_keys=("run", *labels))
             self._gauges[name].set(value, {"run": self._run, **labels})
+            if name in PASSING:
+                said.setdefault(name, set()).add(tuple(labels.items()))
+        for name, now in said.items():
+            for labels in self._passing.get(name, set()) - now:
+                self._gauges[name].set(0.0, {"run": self._run, **dict(labels)})
+            self._passing[name] = now
 
     def close(self) -> None:
         """Ray sends what it has when the driver ends."""
 
 
+PASSING = ("cohort_time", "cohort_schedule_staleness_share")
+"""Gauges of which a row that lacks a label says 0."""
 OF_REWARD = ("mean", "std", "greedy", "judged_steps", "verifier_errors", "timeouts", "tampered")
 
 

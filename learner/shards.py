@@ -73,6 +73,9 @@ def load_whole(optimizer: Any, stage: int, whole: Path, parameters: dict[str, An
         optimizer.load_state_dict(None, checkpoint_folder=str(whole))
         if stage < 3:
             optimizer.update_lp_params()  # stage 3 has done so
+        for state in optimizer.optimizer.state.values():
+            # Stage 3 gives one tensor to all its groups, each of which then counts it up in place.
+            state["step"] = state["step"].clone()
         return
     masters, moments = [], {}
     for i, (name, parameter) in enumerate(parameters.items()):
