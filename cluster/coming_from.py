@@ -33,6 +33,7 @@ def betas(index: int) -> Set:
     return lambda value: {f"learner.optim.betas.{index}": float(value)}
 
 
+BEHAVIOUR = "learner.algorithm"
 ESTIMATORS = {
     "gae": "ppo",
     "group_norm": "grpo",
@@ -54,10 +55,10 @@ LOSSES = {
     "grpo": {"name": "grpo", "reduction": "sequence_mean"},
     "bnpo": {"name": "grpo", "reduction": "token_mean"},
     "dapo": {"name": "grpo", "reduction": "token_mean"},
-    "dr_grpo": {"name": "dr_grpo"},
+    "dr_grpo": {"name": "dr_grpo", "scale": "group"},
     "cispo": {"name": "cispo"},
 }
-"""TRL's word is for how the loss is averaged; its `dapo` is no more of DAPO than that."""
+"""TRL's word is for how the loss is averaged; its `dapo` and `dr_grpo` are no more than that."""
 
 
 def loss(value: Any) -> Mapping[str, Any]:
@@ -70,15 +71,35 @@ def tracker(value: Any) -> Mapping[str, Any]:
     return {"logging.trackers": [name for name in names if name in known]}
 
 
-def first(value: Any) -> Any:
-    return value[0] if isinstance(value, list) else value
+def clip(value: Any) -> Mapping[str, Any]:
+    """Of both sides, where no other option is for one of them."""
+    return {f"{BEHAVIOUR}.clip_low": float(value), f"{BEHAVIOUR}.clip_high": float(value)}
+
+
+def positive(option: str) -> Set:
+    """Where theirs is -1 or 0 for off, which ours is without."""
+    return lambda value: {option: int(value)} if int(value) > 0 else {}
+
+
+def off_is_zero(option: str) -> Set:
+    return lambda value: {option: max(int(value), 0)}
+
+
+def one_file(option: str) -> Set:
+    """Raises ValueError for several, which are to be made one."""
+
+    def set_to(value: Any) -> Mapping[str, Any]:
+        names = value if isinstance(value, list) else [value]
+        [name] = names
+        return {option: name}
+
+    return set_to
 
 
 def truth(value: Any) -> bool:
     return str(value).lower() in ("true", "1", "yes")
 
 
-BEHAVIOUR = "learner.algorithm"
 TRL: dict[str, Set] = {
     "adam_beta1": betas(0),
     "adam_beta2": betas(1),
@@ -87,9 +108,9 @@ TRL: dict[str, Set] = {
     "dataset_config": to("prompts.subset"),
     "dataset_name": to("prompts.dataset"),
     "dataset_train_split": to("prompts.split"),
-    "epsilon": to(f"{BEHAVIOUR}.clip_low", float),
+    "epsilon": clip,
     "epsilon_high": to(f"{BEHAVIOUR}.clip_high", float),
-    "eval_steps": to("eval.every", int),
+    "eval_steps": positive("eval.every"),
     "gradient_checkpointing": to("model.gradient_checkpointing", truth),
     "learning_rate": to("learner.optim.lr", float),
     "lora_alpha": to("model.lora.alpha", int),
@@ -99,21 +120,20 @@ TRL: dict[str, Set] = {
     "max_completion_length": to("sampler.sampling.max_tokens", int),
     "max_grad_norm": to("learner.optim.clip_norm", float),
     "max_prompt_length": to("prompts.max_tokens", int),
-    "max_steps": to("steps", int),
+    "max_steps": positive("steps"),
     "model_name_or_path": to("model.path"),
     "num_generations": to("sampler.group_size", int),
     "num_iterations": to(f"{BEHAVIOUR}.epochs", int),
     "output_dir": to("output_dir"),
     "report_to": tracker,
     "run_name": to("name"),
-    "save_steps": to("checkpoint.every", int),
+    "save_steps": off_is_zero("checkpoint.every"),
     "save_total_limit": to("checkpoint.keep", int),
     "scale_rewards": one_of(
         f"{BEHAVIOUR}.scale",
         {"group": "group", "True": "group", "batch": "batch", "none": "none", "False": "none"},
     ),
     "seed": to("seed", int),
-    "steps_per_generation": to(f"{BEHAVIOUR}.minibatches", int),
     "temperature": to("sampler.sampling.temperature", float),
     "top_k": to("sampler.sampling.top_k", int),
     "top_p": to("sampler.sampling.top_p", float),
@@ -122,17 +142,14 @@ TRL: dict[str, Set] = {
     "weight_decay": to("learner.optim.weight_decay", float),
 }
 VERL: dict[str, Set] = {
-    "actor_rollout_ref.actor.clip_ratio": lambda value: {
-        f"{BEHAVIOUR}.clip_low": float(value),
-        f"{BEHAVIOUR}.clip_high": float(value),
-    },
+    "actor_rollout_ref.actor.clip_ratio": clip,
     "actor_rollout_ref.actor.clip_ratio_c": to(f"{BEHAVIOUR}.dual_clip", float),
     "actor_rollout_ref.actor.clip_ratio_high": to(f"{BEHAVIOUR}.clip_high", float),
     "actor_rollout_ref.actor.clip_ratio_low": to(f"{BEHAVIOUR}.clip_low", float),
     "actor_rollout_ref.actor.entropy_coeff": to(f"{BEHAVIOUR}.entropy.coef", float),
     "actor_rollout_ref.actor.kl_loss_coef": to(f"{BEHAVIOUR}.kl.coef", float),
     "actor_rollout_ref.actor.optim.lr": to("learner.optim.lr", float),
-    "actor_rollout_ref.actor.optim.lr_warmup_steps": to("learner.optim.warmup_steps", int),
+    "actor_rollout_ref.actor.optim.lr_warmup_steps": positive("learner.optim.warmup_steps"),
     "actor_rollout_ref.actor.optim.weight_decay": to("learner.optim.weight_decay", float),
     "actor_rollout_ref.actor.ppo_epochs": to(f"{BEHAVIOUR}.epochs", int),
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": to("learner.micro_batch_tokens", int),
@@ -162,13 +179,13 @@ VERL: dict[str, Set] = {
     "data.seed": to("seed", int),
     "data.shuffle": to("prompts.shuffle", truth),
     "data.train_batch_size": to("schedule.groups_per_step", int),
-    "data.train_files": to("prompts.dataset", first),
-    "data.val_files": to("eval.dataset", first),
+    "data.train_files": one_file("prompts.dataset"),
+    "data.val_files": one_file("eval.dataset"),
     "trainer.experiment_name": to("name"),
     "trainer.logger": tracker,
     "trainer.max_actor_ckpt_to_keep": to("checkpoint.keep", int),
-    "trainer.save_freq": lambda value: {"checkpoint.every": max(int(value), 0)},
-    "trainer.test_freq": to("eval.every", int),
+    "trainer.save_freq": off_is_zero("checkpoint.every"),
+    "trainer.test_freq": positive("eval.every"),
     "trainer.total_training_steps": to("steps", int),
 }
 OPENRLHF: dict[str, Set] = {
@@ -180,13 +197,13 @@ OPENRLHF: dict[str, Set] = {
     "critic_learning_rate": to("learner.critic.lr", float),
     "critic_pretrain": to("learner.critic.path"),
     "entropy_loss_coef": to(f"{BEHAVIOUR}.entropy.coef", float),
-    "eps_clip": to(f"{BEHAVIOUR}.clip_low", float),
+    "eps_clip": clip,
     "eps_clip_low_high": lambda value: {
         f"{BEHAVIOUR}.clip_low": float(value[0]),
         f"{BEHAVIOUR}.clip_high": float(value[1]),
     },
     "eval_dataset": to("eval.dataset"),
-    "eval_steps": to("eval.every", int),
+    "eval_steps": positive("eval.every"),
     "gamma": to(f"{BEHAVIOUR}.gamma", float),
     "generate_max_len": to("sampler.sampling.max_tokens", int),
     "gradient_checkpointing": lambda _: {"model.gradient_checkpointing": True},
@@ -204,7 +221,7 @@ OPENRLHF: dict[str, Set] = {
     "prompt_max_len": to("prompts.max_tokens", int),
     "rollout_batch_size": to("schedule.groups_per_step", int),
     "save_path": to("output_dir"),
-    "save_steps": to("checkpoint.every", int),
+    "save_steps": off_is_zero("checkpoint.every"),
     "seed": to("seed", int),
     "temperature": to("sampler.sampling.temperature", float),
     "top_p": to("sampler.sampling.top_p", float),
@@ -252,15 +269,38 @@ def translate(system: str, path: Path) -> Translation:
         raise ValueError(f"{path} has no options: YAML, or a script with --key value or key=value")
     table = SYSTEMS[system]
     found = Translation({"learner.algorithm.preset": system})
-    for name, value in theirs.items():
+    # What is for one side goes over what is for both, whatever came first.
+    for name in sorted(theirs, key=lambda name: (table.get(name) is not clip, name == SCALE)):
+        value = theirs[name]
         try:
             found.options.update(table[name](value))
         except (KeyError, ValueError, TypeError, IndexError):
-            found.left.append(f"{name}={value}")
+            found.left.append(f"{name}={value!r}")
     _pair(found.options)
     if system == "trl":
         _batch_of_trl(theirs, found)
+    if system == "verl":
+        _batches_of_verl(theirs, found)
     return found
+
+
+SCALE = "scale_rewards"
+"""Of TRL; its word is the last on what `loss_type` sets, too."""
+USE_KL, KL = "actor_rollout_ref.actor.use_kl_loss", "learner.algorithm.kl.coef"
+BATCH, MINIBATCH = "data.train_batch_size", "actor_rollout_ref.actor.ppo_mini_batch_size"
+
+
+def _batches_of_verl(theirs: dict[str, Any], found: Translation) -> None:
+    """Its KL term is off unless it is asked for; its batches and mini-batches count prompts."""
+    if KL in found.options and not truth(theirs.get(USE_KL, False)):
+        coef = found.options.pop(KL)
+        found.left.append(f"kl_loss_coef={coef!r}: without use_kl_loss=True it is not used")
+    found.left[:] = [each for each in found.left if not each.startswith(f"{USE_KL}=")]
+    if BATCH in theirs and MINIBATCH in theirs:
+        parts, rest = divmod(int(theirs[BATCH]), int(theirs[MINIBATCH]))
+        if parts and not rest:
+            found.options[f"{BEHAVIOUR}.minibatches"] = parts
+            found.left[:] = [each for each in found.left if not each.startswith(MINIBATCH)]
 
 
 def _pair(options: dict[str, Any]) -> None:
@@ -275,18 +315,31 @@ def _pair(options: dict[str, Any]) -> None:
 
 def _batch_of_trl(theirs: dict[str, Any], found: Translation) -> None:
     """Their batch counts completions per device; ours, groups of all ranks together."""
-    per_device = theirs.get("per_device_train_batch_size")
-    if per_device is None:
+    names = (DEVICE, ACCUMULATION, GENERATION)
+    if DEVICE not in theirs:
         return
-    steps = int(theirs.get("gradient_accumulation_steps", 1))
-    completions, group = int(per_device) * steps, int(theirs.get("num_generations", 8))
-    found.options["schedule.groups_per_step"] = max(completions // group, 1)
-    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    accumulation = int(theirs.get(ACCUMULATION, 1))
+    generation = int(theirs.get(GENERATION, accumulation))
+    completions, group = int(theirs[DEVICE]) * generation, int(theirs.get("num_generations", 8))
     found.left[:] = [each for each in found.left if each.partition("=")[0] not in names]
+    if completions % group or generation % accumulation:
+        found.left.extend(f"{name}={theirs[name]!r}" for name in names if name in theirs)
+        found.left.append(
+            f"{completions} completions on one device are no whole number of groups of {group}: "
+            "set schedule.groups_per_step to what all devices sample for a step together"
+        )
+        return
+    found.options["schedule.groups_per_step"] = completions // group
+    if generation > accumulation:
+        found.options[f"{BEHAVIOUR}.minibatches"] = generation // accumulation
     found.left.append(
-        f"per_device_train_batch_size={per_device} x {steps} completions on one device are "
-        f"schedule.groups_per_step={completions // group}: multiply by their number of devices"
+        f"{DEVICE}={theirs[DEVICE]!r}: {completions} completions on one device are "
+        f"schedule.groups_per_step={completions // group}; multiply by their number of devices"
     )
+
+
+DEVICE, ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
+GENERATION = "steps_per_generation"
 
 
 OPTION = re.compile(r"\+{0,2}([A-Za-z_][\w./-]*)=(.*)", re.S)

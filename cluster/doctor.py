@@ -6,14 +6,13 @@ import platform
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster import dataset, scoring
 from cluster.config import RunConfig, load
 from cluster.device import CPU_COLLECTIVES, accelerators
-from cluster.submit import TOKEN_FILE
+from cluster.submit import TOKEN_FILE, token
 from cluster.versions import TESTED, version_of
 from rewards.programs.sandbox import TIERS, best_tier, bubblewrap, why_not
 
@@ -95,12 +94,15 @@ def cluster(config: RunConfig) -> Iterator[str]:
     if address == "local":
         yield "a run starts its own on this machine, with a token of its own"
         return
-    has = os.environ.get("RAY_AUTH_TOKEN") or Path(TOKEN_FILE).expanduser().is_file()
-    mode = os.environ.get("RAY_AUTH_MODE", "")
+    has = bool(token())
+    mode = os.environ.get("RAY_AUTH_MODE") or ("token" if has else "disabled")
     if mode != "token":
         yield "RAY_AUTH_MODE is not token: whoever reaches the cluster's ports can run code there"
     elif not has:
-        yield f"{WRONG}RAY_AUTH_MODE=token, and neither RAY_AUTH_TOKEN nor {TOKEN_FILE} is there"
+        yield (
+            f"{WRONG}RAY_AUTH_MODE=token, and there is none in RAY_AUTH_TOKEN, in the file of "
+            f"RAY_AUTH_TOKEN_PATH or in {TOKEN_FILE}"
+        )
         return
     host, _, port = address.rpartition(":")
     if port.isdecimal() and "://" not in address:
@@ -116,7 +118,6 @@ def cluster(config: RunConfig) -> Iterator[str]:
     except RuntimeError as error:
         yield f"{WRONG}{str(error).splitlines()[0]}"
         return
-    now = time.time()
     ours = {name: version_of(name) for name in TESTED}
     for node in nodes:
         yield f"node {node.name}: /dev/shm {_size(node.shared_memory)}, disk {_size(node.disk)}"
@@ -133,9 +134,12 @@ def cluster(config: RunConfig) -> Iterator[str]:
             )
         if node.python.rpartition(".")[0] != platform.python_version().rpartition(".")[0]:
             yield f"{WRONG}node {node.name} has Python {node.python}"
-        if abs(node.clock - now) > LARGEST_SKEW:
-            yield f"the clock of {node.name} is {node.clock - now:+.0f} s off"
-    yield f"a sum over {len(nodes)} nodes takes {seconds * 1e3:.1f} ms ({CPU_COLLECTIVES})"
+        if abs(node.ahead) > LARGEST_SKEW:
+            yield f"the clock of {node.name} is {node.ahead:+.0f} s off"
+    if isinstance(seconds, str):
+        yield f"{WRONG}no sum over {len(nodes)} nodes ({CPU_COLLECTIVES}): {seconds}"
+    else:
+        yield f"a sum over {len(nodes)} nodes takes {seconds * 1e3:.1f} ms ({CPU_COLLECTIVES})"
 
 
 def sandbox() -> list[tuple[str, str]]:
@@ -169,6 +173,10 @@ def memory(config: RunConfig) -> Iterator[str]:
                 f"{WRONG}a GPU here has {_size(has)}: more learner.ranks, learner.zero.stage=3, a "
                 "smaller learner.micro_batch_tokens or sampler.max_running need less of each"
             )
+        return
+    from cluster.session import address_of
+
+    if address_of(config) != "local":  # its machines have it, not this one
         return
     has, needed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), ranks * learner
     needed += replicas * sampler

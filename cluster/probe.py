@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.device import CPU_COLLECTIVES
@@ -33,13 +34,14 @@ class Node:
     """Bytes free in the folder; -1 when this node cannot make it"""
     sees: bool
     """The file that the driver wrote there"""
-    clock: float
-    gpus: float
+    ahead: float
+    """Seconds of its wall clock before the driver's, as far as that can be told"""
 
 
-def probe(address: str, folder: Path, versions: list[str]) -> tuple[list[Node], float]:
-    """All nodes of the cluster, and the seconds of an all-reduce over one process on each. `folder`
-    is where runs write. Raises RuntimeError when no cluster answers or a node does not."""
+def probe(address: str, folder: Path, versions: list[str]) -> tuple[list[Node], float | str]:
+    """All nodes of the cluster, and the seconds of an all-reduce over one process on each, or why
+    there was none. `folder` is where runs write. Raises RuntimeError when no cluster answers or a
+    node cannot be looked at."""
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
@@ -49,9 +51,20 @@ def probe(address: str, folder: Path, versions: list[str]) -> tuple[list[Node], 
         folder.mkdir(parents=True, exist_ok=True)
         marker.write_text("doctor")
         there = [node for node in ray.nodes() if node["Alive"]]
+        began = time.time()
         asked = [_on(node, _look).remote(str(marker), versions) for node in there]
-        found = [Node(**look) for look in _answers(asked, there, "looking at")]
-        return found, _ping(there)
+        looks = _answers(asked, there, "looking at")
+        ended, found = time.time(), []
+        for look in looks:
+            clock = look.pop("clock")
+            ahead = min(clock - began, 0.0) + max(clock - ended, 0.0)
+            found.append(Node(**look, ahead=ahead))
+        try:
+            return found, _ping(there)
+        except (RuntimeError, RayError) as error:
+            return found, str(error).strip().splitlines()[-1]
+    except (OSError, RayError) as error:
+        raise RuntimeError(str(error).strip().splitlines()[-1]) from error
     finally:
         marker.unlink(missing_ok=True)
         ray.shutdown()
@@ -92,7 +105,6 @@ def _look(marker: str, versions: list[str]) -> dict[str, Any]:
         "disk": disk,
         "sees": Path(marker).is_file(),
         "clock": time.time(),
-        "gpus": ray.cluster_resources().get("GPU", 0.0),
     }
 
 

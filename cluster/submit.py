@@ -18,6 +18,7 @@ LARGEST = 100 << 20
 """Bytes of a working folder that Ray takes"""
 ADDRESS = "http://127.0.0.1:8265"
 TOKEN_FILE = "~/.ray/auth_token"
+NEVER = (".git", ".venv", "venv", "__pycache__")
 ANSWER_SECONDS = 10.0
 
 
@@ -69,15 +70,17 @@ def submit(
 
 
 def look_at(folder: Path) -> Upload:
-    """All but what .gitignore and .rayignore of the folder name, as Ray reads them."""
+    """All but what .gitignore and .rayignore of the folder name, as Ray reads them, and what it
+    never takes."""
     from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 
+    takes_all = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") == "1"
     excludes = get_excludes_from_ignore_files(
-        folder, include_gitignore=True, logger=logging.getLogger(__name__)
+        folder, include_gitignore=not takes_all, logger=logging.getLogger(__name__)
     )
 
     def goes(path: Path) -> bool:
-        return not any(excluded(path) for excluded in excludes)
+        return path.name not in NEVER and not any(excluded(path) for excluded in excludes)
 
     found: list[tuple[int, str]] = []
     for root, folders, files in os.walk(folder.resolve()):
@@ -88,22 +91,25 @@ def look_at(folder: Path) -> Upload:
     return Upload(len(found), sum(size for size, _ in found), sorted(found, reverse=True)[:3])
 
 
+def token() -> str:
+    """As Ray finds it; empty where there is none."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", TOKEN_FILE)).expanduser()
+    found = os.environ.get("RAY_AUTH_TOKEN", "")
+    return found or (file.read_text().strip() if file.is_file() else "")
+
+
 def is_there(address: str) -> None:
     """Raises RuntimeError when no Ray answers, ValueError when it wants another token."""
-    request = urllib.request.Request(f"{address.rstrip('/')}/api/version")
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", TOKEN_FILE)).expanduser()
-    if not token and file.is_file():
-        token = file.read_text().strip()
-    if token:
-        request.add_header("Authorization", f"Bearer {token}")
+    request, has = urllib.request.Request(f"{address.rstrip('/')}/api/version"), token()
+    if has:
+        request.add_header("Authorization", f"Bearer {has}")
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
             return
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise ValueError(
-                f"{address} wants a token, and {'has another' if token else 'there is none'}: set "
+                f"{address} wants a token, and {'has another' if has else 'there is none'}: set "
                 "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as its nodes have it"
             ) from error
         raise RuntimeError(f"{address} answers with {error.code} {error.reason}") from error

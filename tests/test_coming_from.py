@@ -55,9 +55,11 @@ def test_a_script_of_verl(tmp_path: Path):
     assert config.learner.algorithm.name == "grpo" and config.learner.algorithm.preset == "verl"
     assert (config.schedule.groups_per_step, config.sampler.group_size) == (1024, 5)
     assert (config.prompts.max_tokens, config.sampler.sampling.max_tokens) == (512, 1024)
-    assert (config.learner.optim.lr, config.learner.algorithm.kl.coef) == (1e-6, 0.001)
+    assert config.learner.optim.lr == 1e-6
+    assert config.learner.algorithm.kl.coef == 0  # theirs is not used without use_kl_loss
     assert config.logging.trackers == ["wandb"] and config.checkpoint.every == 0
-    assert left == ["trainer.val_before_train=False", "trainer.total_epochs=15"]
+    assert left[:2] == ["trainer.val_before_train=False", "trainer.total_epochs=15"]
+    assert "without use_kl_loss=True it is not used" in left[2]
 
 
 def test_a_file_of_trl(tmp_path: Path):
@@ -75,6 +77,59 @@ def test_a_command_of_openrlhf(tmp_path: Path):
     assert (config.learner.algorithm.clip_low, config.learner.algorithm.clip_high) == (0.2, 0.27)
     assert config.learner.zero.stage == 3 and config.model.path == "meta/llama"
     assert left == ["packing_samples=True"]
+
+
+@pytest.mark.parametrize(
+    ("system", "text", "expected"),
+    [
+        ("trl", "epsilon: 0.1", {"clip_low": 0.1, "clip_high": 0.1}),
+        ("trl", "epsilon_high: 0.28\nepsilon: 0.2", {"clip_low": 0.2, "clip_high": 0.28}),
+        ("trl", "loss_type: dr_grpo", {"name": "dr_grpo", "scale": "group"}),
+        ("trl", "scale_rewards: none\nloss_type: dr_grpo", {"scale": "none"}),
+        (
+            "trl",
+            "per_device_train_batch_size: 4\nsteps_per_generation: 8\nnum_generations: 8\n"
+            "gradient_accumulation_steps: 4",
+            {"minibatches": 2},
+        ),
+        (
+            "verl",
+            "actor_rollout_ref: {actor: {clip_ratio_high: 0.28, clip_ratio: 0.2}}",
+            {"clip_low": 0.2, "clip_high": 0.28},
+        ),
+        (
+            "verl",
+            "data: {train_batch_size: 64}\nactor_rollout_ref: {actor: {ppo_mini_batch_size: 16, "
+            "use_kl_loss: true, kl_loss_coef: 0.01}}",
+            {"minibatches": 4, "kl.coef": 0.01},
+        ),
+    ],
+)
+def test_numbers_that_depend_on_one_another(system: str, text: str, expected: dict, tmp_path: Path):
+    config, _ = loaded(system, text, ".yaml", tmp_path)
+    for name, value in expected.items():
+        found = config.learner.algorithm
+        for part in name.split("."):
+            found = getattr(found, part)
+        assert found == value, name
+
+
+def test_a_batch_that_is_no_whole_number_of_groups_is_left_to_people(tmp_path: Path):
+    text = "per_device_train_batch_size: 12\nnum_generations: 8"
+    config, left = loaded("trl", text, ".yaml", tmp_path)
+    assert config.schedule.groups_per_step == 32  # our default
+    assert left[0] == "per_device_train_batch_size=12" and "no whole number of groups" in left[1]
+
+
+def test_what_is_off_with_them_and_what_has_two_files(tmp_path: Path):
+    text = "data: {train_files: [a, b]}\ntrainer: {test_freq: -1, save_freq: -1}"
+    config, left = loaded("verl", text, ".yaml", tmp_path)
+    assert left == ["data.train_files=['a', 'b']"] and config.checkpoint.every == 0
+
+
+def test_a_value_of_several_lines_stays_in_its_comment(tmp_path: Path):
+    config, left = loaded("trl", 'system_prompt: "a\\nseed: 5"', ".yaml", tmp_path)
+    assert config.seed == 1 and left == [r"system_prompt='a\nseed: 5'"]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

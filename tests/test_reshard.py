@@ -141,6 +141,20 @@ def test_adapters_and_a_critic_go_on_with_other_ranks(
     assert not list(tmp_path.rglob("resharded-*"))
 
 
+@pytest.mark.slow
+def test_a_stage_three_of_many_groups_counts_its_steps_once(
+    tables: list[str], tiny: Path, tmp_path: Path
+):
+    """DeepSpeed gives all groups the same counter, and each of them counts."""
+    many = {**settings(3), "deepspeed": {"zero_optimization": {"sub_group_size": 50_000}}}
+    common = {"model": tiny / "model", "ranks": 1}
+    arguments = (tables, str(tmp_path))
+    [expected] = on_ranks(undisturbed, tmp_path, *arguments, config=settings(2), **common)
+    [seen] = on_ranks(go_on, tmp_path, *arguments, False, config=many, **common)
+    assert seen == expected
+    assert apart(tmp_path) < 1e-3
+
+
 def test_moments_matter_to_that_measure(tables: list[str], tiny: Path, tmp_path: Path):
     common = {"model": tiny / "model", "config": settings(1), "ranks": 1}
     on_ranks(undisturbed, tmp_path, tables, str(tmp_path), **common)

@@ -167,10 +167,24 @@ def test_a_damaged_table_is_named_and_the_rest_is_shown(client: TestClient, tmp_
     assert "step 3" in client.get("/run/one/search?q=onerror").text
 
 
+def test_a_run_without_a_step_and_a_damaged_one_leave_the_others_alone(
+    client: TestClient, tmp_path: Path
+):
+    for name, text in (("young", ""), ("broken", "{no json}\n")):
+        folder = make_run(tmp_path / "runs" / name)
+        (folder / "metrics.jsonl").write_text(text)
+    page = client.get("/")
+    assert page.status_code == 200
+    assert {"/run/one", "/run/young", "/run/broken"} <= set(Elements(page.text).links)
+    assert client.get("/run/young").status_code == 200
+    assert client.get("/run/broken").status_code == 404
+
+
 def test_another_name_than_this_machines_is_refused(client: TestClient):
     """Or a page of somebody else's could read runs through a name that leads here."""
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
-    assert client.get("/", headers={"Host": "localhost:8700"}).status_code == 200
+    for host in ("localhost:8700", "[::1]:8700"):
+        assert client.get("/", headers={"Host": host}).status_code == 200, host
 
 
 def test_filters_let_through_what_they_say(client: TestClient):

@@ -30,9 +30,12 @@ from rewards import OUTCOMES
 
 PER_PAGE = 20
 """Groups"""
+MOST_TIMES = 40
+"""Groups of one prompt over training"""
 MODES = ("logprob", "version", "trainable")
 """What tokens are coloured by"""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+ANY = ("0.0.0.0", "::")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
@@ -98,13 +101,15 @@ class Pages:
     def answer(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
         """A request for a page; what is not there is a 404 that says so."""
 
-        async def answered(request: Request) -> Response:
+        def made(request: Request) -> tuple[str, int]:
             try:
-                template, values = await run_in_threadpool(page, request)
-                status = 200
-            except (ValueError, OSError) as error:
-                template, values, status = "error.html", {"why": str(error)}, 404
-            text = environment.get_template(template).render(**values)
+                template, values = page(request)
+                return environment.get_template(template).render(**values), 200
+            except (ValueError, KeyError, OSError) as error:
+                return environment.get_template("error.html").render(why=str(error)), 404
+
+        async def answered(request: Request) -> Response:
+            text, status = await run_in_threadpool(made, request)
             # Lone surrogates, which no page could be sent with, become question marks.
             body = text.encode("utf-8", errors="replace")
             return HTMLResponse(body, status_code=status, headers=HEADERS)
@@ -114,7 +119,10 @@ class Pages:
     def runs(self, _: Request) -> tuple[str, Mapping[str, Any]]:
         found = []
         for name, run in self._runs.all().items():
-            rows = run.metrics
+            try:
+                rows = run.metrics
+            except (ValueError, KeyError, OSError):  # damaged; its own page says so
+                rows = []
             found.append({"name": name, "rows": rows, "last": rows[-1] if rows else {}})
         return "runs.html", {"runs": found}
 
@@ -173,7 +181,9 @@ class Pages:
             "group": group,
             "mode": mode,
             "modes": MODES,
-            "tokens": [tokens_of(run, row, mode) for row in group.rows],
+            "tokens": [
+                tokens_of(run, row, mode, MOST_TOKENS // len(group.rows)) for row in group.rows
+            ],
         }
 
     def prompt(self, request: Request) -> tuple[str, Mapping[str, Any]]:
@@ -181,7 +191,9 @@ class Pages:
         found = run.history(wanted)
         if not found:
             raise ValueError(f"no step of {run.name} has the prompt {wanted!r}")
-        return "prompt.html", {"run": run, "id": wanted, "groups": found}
+        every = math.ceil(len(found) / MOST_TIMES)  # the first, some between, the last
+        shown = [*found[:-1:every], found[-1]]
+        return "prompt.html", {"run": run, "id": wanted, "groups": shown, "times": len(found)}
 
     def search(self, request: Request) -> tuple[str, Mapping[str, Any]]:
         run, wanted = self._of(request), filter_of(request)
@@ -268,9 +280,9 @@ def filter_of(request: Request) -> Filter:
     return Filter(text=asked.get("q", ""), outcome=outcome, **bounds)
 
 
-def tokens_of(run: RunFolder, row: Mapping[str, Any], mode: str) -> list[Token] | None:
+def tokens_of(run: RunFolder, row: Mapping[str, Any], mode: str, most: int) -> list[Token] | None:
     """None where there is no tokenizer: then the text is shown as it is."""
-    ids = row["completion_ids"][:MOST_TOKENS]
+    ids = row["completion_ids"][:most]
     pieces = run.pieces(ids)
     if pieces is None:
         return None
@@ -294,7 +306,8 @@ def tokens_of(run: RunFolder, row: Mapping[str, Any], mode: str) -> list[Token] 
     return tokens
 
 
-MOST_TOKENS = 8_000
+MOST_TOKENS = 32_000
+"""Of all siblings on a page"""
 
 
 def shade_of(logprob: float) -> int:
@@ -310,7 +323,8 @@ def serve(root: Path, host: str, port: int) -> None:
     """Until Ctrl-C. Raises ValueError when the port is taken."""
     import uvicorn
 
-    app = make_app(root, (*LOOPBACK, host, f"[{host}]") if host not in LOOPBACK else LOOPBACK)
+    hosts = ("*",) if host in ANY else (*LOOPBACK, host, f"[{host}]")
+    app = make_app(root, hosts)
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
