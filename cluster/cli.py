@@ -47,7 +47,7 @@ python -m cluster view FOLDER [--port 8700] [--host 127.0.0.1]
 python -m cluster report RUN [--output FILE.html] [--trace FILE.json]
     a run as one page: curves, who waited, faults, samples, warnings; a trace for Perfetto
 python -m cluster doctor [RECIPE.yaml]
-    versions, and which sandbox for programs this machine gives, and why
+    what this machine and its cluster give a run, and what a run would fail of
 python -m cluster config from-trl | from-verl | from-openrlhf FILE
     their YAML or command line as a recipe of ours, and what has no equivalent
 python -m cluster options [WORD]

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from cluster.config import flatten
+from cluster.trackers import TRACKERS
 from learner.algorithms import ALGORITHMS
 
 Set = Callable[[Any], Mapping[str, Any]]
@@ -33,7 +34,7 @@ def betas(index: int) -> Set:
     return lambda value: {f"learner.optim.betas.{index}": float(value)}
 
 
-BEHAVIOUR = "learner.algorithm"
+ALGORITHM = "learner.algorithm"
 ESTIMATORS = {
     "gae": "ppo",
     "group_norm": "grpo",
@@ -67,13 +68,12 @@ def loss(value: Any) -> Mapping[str, Any]:
 
 def tracker(value: Any) -> Mapping[str, Any]:
     names = value if isinstance(value, list) else [value]
-    known = ("tensorboard", "wandb", "mlflow", "trackio")
-    return {"logging.trackers": [name for name in names if name in known]}
+    return {"logging.trackers": [name for name in names if name in TRACKERS]}
 
 
 def clip(value: Any) -> Mapping[str, Any]:
     """Of both sides, where no other option is for one of them."""
-    return {f"{BEHAVIOUR}.clip_low": float(value), f"{BEHAVIOUR}.clip_high": float(value)}
+    return {f"{ALGORITHM}.clip_low": float(value), f"{ALGORITHM}.clip_high": float(value)}
 
 
 def positive(option: str) -> Set:
@@ -103,34 +103,34 @@ def truth(value: Any) -> bool:
 TRL: dict[str, Set] = {
     "adam_beta1": betas(0),
     "adam_beta2": betas(1),
-    "beta": to(f"{BEHAVIOUR}.kl.coef", float),
+    "beta": to(f"{ALGORITHM}.kl.coef", float),
     "bf16": lambda value: {"model.dtype": "bfloat16"} if truth(value) else {},
     "dataset_config": to("prompts.subset"),
     "dataset_name": to("prompts.dataset"),
     "dataset_train_split": to("prompts.split"),
     "epsilon": clip,
-    "epsilon_high": to(f"{BEHAVIOUR}.clip_high", float),
+    "epsilon_high": to(f"{ALGORITHM}.clip_high", float),
     "eval_steps": positive("eval.every"),
     "gradient_checkpointing": to("model.gradient_checkpointing", truth),
     "learning_rate": to("learner.optim.lr", float),
     "lora_alpha": to("model.lora.alpha", int),
     "lora_r": to("model.lora.rank", int),
     "loss_type": loss,
-    "mask_truncated_completions": to(f"{BEHAVIOUR}.mask_truncated", truth),
+    "mask_truncated_completions": to(f"{ALGORITHM}.mask_truncated", truth),
     "max_completion_length": to("sampler.sampling.max_tokens", int),
     "max_grad_norm": to("learner.optim.clip_norm", float),
     "max_prompt_length": to("prompts.max_tokens", int),
     "max_steps": positive("steps"),
     "model_name_or_path": to("model.path"),
     "num_generations": to("sampler.group_size", int),
-    "num_iterations": to(f"{BEHAVIOUR}.epochs", int),
+    "num_iterations": to(f"{ALGORITHM}.epochs", int),
     "output_dir": to("output_dir"),
     "report_to": tracker,
     "run_name": to("name"),
     "save_steps": off_is_zero("checkpoint.every"),
     "save_total_limit": to("checkpoint.keep", int),
     "scale_rewards": one_of(
-        f"{BEHAVIOUR}.scale",
+        f"{ALGORITHM}.scale",
         {"group": "group", "True": "group", "batch": "batch", "none": "none", "False": "none"},
     ),
     "seed": to("seed", int),
@@ -143,15 +143,15 @@ TRL: dict[str, Set] = {
 }
 VERL: dict[str, Set] = {
     "actor_rollout_ref.actor.clip_ratio": clip,
-    "actor_rollout_ref.actor.clip_ratio_c": to(f"{BEHAVIOUR}.dual_clip", float),
-    "actor_rollout_ref.actor.clip_ratio_high": to(f"{BEHAVIOUR}.clip_high", float),
-    "actor_rollout_ref.actor.clip_ratio_low": to(f"{BEHAVIOUR}.clip_low", float),
-    "actor_rollout_ref.actor.entropy_coeff": to(f"{BEHAVIOUR}.entropy.coef", float),
-    "actor_rollout_ref.actor.kl_loss_coef": to(f"{BEHAVIOUR}.kl.coef", float),
+    "actor_rollout_ref.actor.clip_ratio_c": to(f"{ALGORITHM}.dual_clip", float),
+    "actor_rollout_ref.actor.clip_ratio_high": to(f"{ALGORITHM}.clip_high", float),
+    "actor_rollout_ref.actor.clip_ratio_low": to(f"{ALGORITHM}.clip_low", float),
+    "actor_rollout_ref.actor.entropy_coeff": to(f"{ALGORITHM}.entropy.coef", float),
+    "actor_rollout_ref.actor.kl_loss_coef": to(f"{ALGORITHM}.kl.coef", float),
     "actor_rollout_ref.actor.optim.lr": to("learner.optim.lr", float),
     "actor_rollout_ref.actor.optim.lr_warmup_steps": positive("learner.optim.warmup_steps"),
     "actor_rollout_ref.actor.optim.weight_decay": to("learner.optim.weight_decay", float),
-    "actor_rollout_ref.actor.ppo_epochs": to(f"{BEHAVIOUR}.epochs", int),
+    "actor_rollout_ref.actor.ppo_epochs": to(f"{ALGORITHM}.epochs", int),
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": to("learner.micro_batch_tokens", int),
     "actor_rollout_ref.actor.grad_clip": to("learner.optim.clip_norm", float),
     "actor_rollout_ref.model.enable_gradient_checkpointing": to(
@@ -164,14 +164,14 @@ VERL: dict[str, Set] = {
     "actor_rollout_ref.rollout.n": to("sampler.group_size", int),
     "actor_rollout_ref.rollout.temperature": to("sampler.sampling.temperature", float),
     "actor_rollout_ref.rollout.tensor_model_parallel_size": to("sampler.tensor_parallel", int),
-    "actor_rollout_ref.rollout.top_k": lambda value: {"sampler.sampling.top_k": max(int(value), 0)},
+    "actor_rollout_ref.rollout.top_k": off_is_zero("sampler.sampling.top_k"),
     "actor_rollout_ref.rollout.top_p": to("sampler.sampling.top_p", float),
     "actor_rollout_ref.rollout.val_kwargs.n": to("eval.samples", int),
     "actor_rollout_ref.rollout.val_kwargs.temperature": to("eval.temperature", float),
     "actor_rollout_ref.rollout.val_kwargs.top_p": to("eval.top_p", float),
     "algorithm.adv_estimator": algorithm,
-    "algorithm.gamma": to(f"{BEHAVIOUR}.gamma", float),
-    "algorithm.lam": to(f"{BEHAVIOUR}.lam", float),
+    "algorithm.gamma": to(f"{ALGORITHM}.gamma", float),
+    "algorithm.lam": to(f"{ALGORITHM}.lam", float),
     "critic.model.path": to("learner.critic.path"),
     "critic.optim.lr": to("learner.critic.lr", float),
     "data.max_prompt_length": to("prompts.max_tokens", int),
@@ -196,24 +196,24 @@ OPENRLHF: dict[str, Set] = {
     "bf16": lambda _: {"model.dtype": "bfloat16"},
     "critic_learning_rate": to("learner.critic.lr", float),
     "critic_pretrain": to("learner.critic.path"),
-    "entropy_loss_coef": to(f"{BEHAVIOUR}.entropy.coef", float),
+    "entropy_loss_coef": to(f"{ALGORITHM}.entropy.coef", float),
     "eps_clip": clip,
     "eps_clip_low_high": lambda value: {
-        f"{BEHAVIOUR}.clip_low": float(value[0]),
-        f"{BEHAVIOUR}.clip_high": float(value[1]),
+        f"{ALGORITHM}.clip_low": float(value[0]),
+        f"{ALGORITHM}.clip_high": float(value[1]),
     },
     "eval_dataset": to("eval.dataset"),
     "eval_steps": positive("eval.every"),
-    "gamma": to(f"{BEHAVIOUR}.gamma", float),
+    "gamma": to(f"{ALGORITHM}.gamma", float),
     "generate_max_len": to("sampler.sampling.max_tokens", int),
     "gradient_checkpointing": lambda _: {"model.gradient_checkpointing": True},
-    "init_kl_coef": to(f"{BEHAVIOUR}.kl.coef", float),
+    "init_kl_coef": to(f"{ALGORITHM}.kl.coef", float),
     "input_key": to("prompts.question"),
-    "kl_estimator": to(f"{BEHAVIOUR}.kl.estimator"),
+    "kl_estimator": to(f"{ALGORITHM}.kl.estimator"),
     "label_key": to("prompts.answer"),
-    "lambd": to(f"{BEHAVIOUR}.lam", float),
+    "lambd": to(f"{ALGORITHM}.lam", float),
     "max_ckpt_num": to("checkpoint.keep", int),
-    "max_epochs": to(f"{BEHAVIOUR}.epochs", int),
+    "max_epochs": to(f"{ALGORITHM}.epochs", int),
     "max_norm": to("learner.optim.clip_norm", float),
     "n_samples_per_prompt": to("sampler.group_size", int),
     "pretrain": to("model.path"),
@@ -225,7 +225,7 @@ OPENRLHF: dict[str, Set] = {
     "seed": to("seed", int),
     "temperature": to("sampler.sampling.temperature", float),
     "top_p": to("sampler.sampling.top_p", float),
-    "use_kl_loss": lambda _: {f"{BEHAVIOUR}.kl.placement": "loss"},
+    "use_kl_loss": lambda _: {f"{ALGORITHM}.kl.placement": "loss"},
     "use_tensorboard": lambda _: {"logging.trackers": ["tensorboard"]},
     "use_wandb": lambda _: {"logging.trackers": ["wandb"]},
     "vllm_num_engines": to("sampler.replicas", int),
@@ -240,6 +240,10 @@ class Translation:
     options: dict[str, Any] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
     """Theirs, that have no equivalent, and why where that is known"""
+
+    def settle(self, *names: str) -> None:
+        """These of theirs have an equivalent after all, together."""
+        self.left[:] = [each for each in self.left if each.partition("=")[0] not in names]
 
     def text(self, system: str, source: str) -> str:
         """A recipe, with what was left out as comments at its end."""
@@ -295,12 +299,12 @@ def _batches_of_verl(theirs: dict[str, Any], found: Translation) -> None:
     if KL in found.options and not truth(theirs.get(USE_KL, False)):
         coef = found.options.pop(KL)
         found.left.append(f"kl_loss_coef={coef!r}: without use_kl_loss=True it is not used")
-    found.left[:] = [each for each in found.left if not each.startswith(f"{USE_KL}=")]
+    found.settle(USE_KL)
     if BATCH in theirs and MINIBATCH in theirs:
         parts, rest = divmod(int(theirs[BATCH]), int(theirs[MINIBATCH]))
         if parts and not rest:
-            found.options[f"{BEHAVIOUR}.minibatches"] = parts
-            found.left[:] = [each for each in found.left if not each.startswith(MINIBATCH)]
+            found.options[f"{ALGORITHM}.minibatches"] = parts
+            found.settle(MINIBATCH)
 
 
 def _pair(options: dict[str, Any]) -> None:
@@ -321,7 +325,7 @@ def _batch_of_trl(theirs: dict[str, Any], found: Translation) -> None:
     accumulation = int(theirs.get(ACCUMULATION, 1))
     generation = int(theirs.get(GENERATION, accumulation))
     completions, group = int(theirs[DEVICE]) * generation, int(theirs.get("num_generations", 8))
-    found.left[:] = [each for each in found.left if each.partition("=")[0] not in names]
+    found.settle(*names)
     if completions % group or generation % accumulation:
         found.left.extend(f"{name}={theirs[name]!r}" for name in names if name in theirs)
         found.left.append(
@@ -331,7 +335,7 @@ def _batch_of_trl(theirs: dict[str, Any], found: Translation) -> None:
         return
     found.options["schedule.groups_per_step"] = completions // group
     if generation > accumulation:
-        found.options[f"{BEHAVIOUR}.minibatches"] = generation // accumulation
+        found.options[f"{ALGORITHM}.minibatches"] = generation // accumulation
     found.left.append(
         f"{DEVICE}={theirs[DEVICE]!r}: {completions} completions on one device are "
         f"schedule.groups_per_step={completions // group}; multiply by their number of devices"

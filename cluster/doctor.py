@@ -62,8 +62,7 @@ def versions() -> list[tuple[str, str]]:
 
 
 def devices() -> Iterator[str]:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    yield f"{os.cpu_count()} CPUs, {_size(memory)} memory"
+    yield f"{os.cpu_count()} CPUs, {_size(_installed())} memory"
     gpus = accelerators()
     for name, has in gpus:
         yield f"{name}, {_size(has)}"
@@ -178,8 +177,7 @@ def memory(config: RunConfig) -> Iterator[str]:
 
     if address_of(config) != "local":  # its machines have it, not this one
         return
-    has, needed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), ranks * learner
-    needed += replicas * sampler
+    has, needed = _installed(), ranks * learner + replicas * sampler
     if needed > has:
         yield f"{WRONG}that is {_size(needed)}, and this machine has {_size(has)}"
 
@@ -194,6 +192,11 @@ def data(config: RunConfig, recipes: Sequence[str], overrides: Sequence[str]) ->
         yield f"{count} warnings" if count else "nothing to warn of"
     else:
         yield f"{file} is on the hub: `python -m cluster data check` looks at files"
+
+
+def _installed() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _size(count: float) -> str:

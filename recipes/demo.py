@@ -307,27 +307,27 @@ def prepare(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
         else:
             print("warm start: fine-tuning on flash cards and on traces of mixed quality")
             result = execute(warmup, read(warmup), Progress(warmup.logging.progress))
-    paths = {
-        "model": config.model.model_copy(update={"path": result["model"]}),
-        "prompts": config.prompts.model_copy(update={"dataset": str(start / "train.jsonl")}),
-        "eval": config.eval.model_copy(update={"dataset": str(start / "heldout.jsonl")}),
-    }
     figures = {
         "accuracy_start": result["accuracy_start"],
         "held_out": {"random weights": result["held_out"]["step 0"]},
         "examples": {"random weights": result["examples"]["step 0"]},
         "seconds": {"data": round(making, 2), "warm-up": result["seconds"]["total"]},
     }
-    return config.model_copy(update=paths), figures
+    return _given(config, result["model"], start), figures
 
 
 def build_only(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     """`prepare` without the warm start: random weights (recipes/smoke.yaml)."""
     start = config.folder / f"start-{config.seed}"
     build(start, seed=config.seed)
+    return _given(config, str(start / "model"), start), {}
+
+
+def _given(config: RunConfig, model: str, start: Path) -> RunConfig:
+    """The config with this model, and the data that were made."""
     paths = {
-        "model": config.model.model_copy(update={"path": str(start / "model")}),
+        "model": config.model.model_copy(update={"path": model}),
         "prompts": config.prompts.model_copy(update={"dataset": str(start / "train.jsonl")}),
         "eval": config.eval.model_copy(update={"dataset": str(start / "heldout.jsonl")}),
     }
-    return config.model_copy(update=paths), {}
+    return config.model_copy(update=paths)

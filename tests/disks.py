@@ -31,15 +31,26 @@ class Small:
         subprocess.run(["umount", "-l", str(self.folder)], check=True)
 
 
-class WithQuota:
+class OnImage:
+    """A file system in a file."""
+
+    def __init__(self, folder: Path, program: str) -> None:
+        self.folder = folder
+        self._image = make_image(folder, program, "256M")
+        mount("-o", "loop", str(self._image), str(folder))
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-l", str(self.folder)], check=True)
+        self._image.unlink()
+
+
+class WithQuota(OnImage):
     """A btrfs that would have room for more than its quota lets anyone write, root included."""
 
     says = "Disk quota exceeded"
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._image = make_image(folder, "mkfs.btrfs", "256M")
-        mount("-o", "loop", str(self._image), str(folder))
+        super().__init__(folder, "mkfs.btrfs")
         self._run("quota", "enable", str(folder))
 
     def spoil(self) -> None:
@@ -51,24 +62,18 @@ class WithQuota:
     def mend(self) -> None:
         self._run("qgroup", "limit", "none", str(self.folder))
 
-    def close(self) -> None:
-        subprocess.run(["umount", "-l", str(self.folder)], check=True)
-        self._image.unlink()
-
     @staticmethod
     def _run(*arguments: str) -> None:
         subprocess.run(["btrfs", *arguments], check=True, capture_output=True)
 
 
-class Failing:
+class Failing(OnImage):
     """An ext4 that has met an error and lets itself be read only, until it was checked."""
 
     says = "Read-only file system"
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._image = make_image(folder, "mkfs.ext4", "256M")
-        mount("-o", "loop", str(self._image), str(folder))
+        super().__init__(folder, "mkfs.ext4")
 
     def spoil(self) -> None:
         os.sync()  # the test's own files; of the run's, what it did not flush is lost from here on
@@ -79,10 +84,6 @@ class Failing:
         checked = subprocess.run(["e2fsck", "-fy", str(self._image)], capture_output=True)
         assert checked.returncode in (0, 1), checked.stdout.decode()
         mount("-o", "loop", str(self._image), str(self.folder))
-
-    def close(self) -> None:
-        subprocess.run(["umount", "-l", str(self.folder)], check=True)
-        self._image.unlink()
 
 
 Disk = Small | WithQuota | Failing

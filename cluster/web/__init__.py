@@ -1,2 +1,2 @@
-"""Run folders in a browser, or as one page: `python -m cluster view` and `report`. Reads files: no
-Ray, no torch."""
+"""Run folders in a browser, or as one page: `python -m cluster view` and `report`. Reads files, and
+starts nothing."""

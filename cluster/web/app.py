@@ -5,7 +5,7 @@ Without a script, so that whatever a model wrote can only be looked at.
 
 import math
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,9 +143,7 @@ class Pages:
     def step(self, request: Request) -> tuple[str, Mapping[str, Any]]:
         run, step = self._of(request), request.path_params["step"]
         wanted, asked = filter_of(request), request.query_params
-        sort = asked.get("sort", "ticket")
-        if sort not in SORTS:
-            raise ValueError(f"sort={sort!r}: it is one of {', '.join(SORTS)}")
+        sort = choice(request, "sort", SORTS)
         falling = asked.get("falling") == "1"
         groups = run.groups(step, wanted, sort=sort, falling=falling)
         pages = max(math.ceil(len(groups) / PER_PAGE), 1)
@@ -166,15 +164,13 @@ class Pages:
             "falling": falling,
             "sorts": SORTS,
             "outcomes": OUTCOMES,
-            "row": next((row for row in run.metrics if row["step"] == step), {}),
+            "row": run.row(step),
         }
 
     def group(self, request: Request) -> tuple[str, Mapping[str, Any]]:
         run, step = self._of(request), request.path_params["step"]
         group = self._group(run, step, request.path_params["ticket"])
-        mode = request.query_params.get("colour", MODES[0])
-        if mode not in MODES:
-            raise ValueError(f"colour={mode!r}: it is one of {', '.join(MODES)}")
+        mode = choice(request, "colour", MODES)
         return "group.html", {
             "run": run,
             "step": step,
@@ -222,7 +218,7 @@ class Pages:
                 rows["prompt_id"][0].as_py(): GroupRows(ticket, int(step), rows.to_pylist())
                 for ticket, rows in groups
             }
-            row = next((row for row in run.metrics if row["step"] == int(step)), {})
+            row = run.row(int(step))
             sides.append((run, int(step), by_prompt, row))
         (a, a_step, a_groups, a_row), (b, b_step, b_groups, b_row) = sides
         both = [
@@ -264,12 +260,18 @@ class Pages:
         raise ValueError(f"step {step} of {run.name} has no group {ticket}")
 
 
+def choice(request: Request, name: str, known: Sequence[str]) -> str:
+    """The first where nothing was asked for. Raises ValueError for what is none of them."""
+    asked = request.query_params.get(name, known[0])
+    if asked not in known:
+        raise ValueError(f"{name}={asked!r}: it is one of {', '.join(filter(None, known))}")
+    return asked
+
+
 def filter_of(request: Request) -> Filter:
     """Raises ValueError for an outcome or a number that is none."""
     asked = request.query_params
-    outcome = asked.get("outcome", "")
-    if outcome and outcome not in OUTCOMES:
-        raise ValueError(f"outcome={outcome!r}: it is one of {', '.join(OUTCOMES)}")
+    outcome = choice(request, "outcome", ("", *OUTCOMES))
     bounds = {}
     for name in ("low", "high"):
         text = asked.get(name, "")

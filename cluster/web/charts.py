@@ -43,7 +43,9 @@ def line_chart(title: str, lines: Mapping[str, Points]) -> Markup:
     parts = [_axes(across, up)]
     for index, (name, points) in enumerate(curves.items()):
         places = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in points)
-        parts.append(Markup('<polyline class="line c{}" points="{}"/>').format(index % 8, places))
+        parts.append(
+            Markup('<polyline class="line c{}" points="{}"/>').format(index % COLOURS, places)
+        )
         for x, y in points if len(points) <= 60 else points[:: math.ceil(len(points) / 60)]:
             told = f"{name}, step {number(x)}: {number(y)}"
             parts.append(

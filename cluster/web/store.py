@@ -145,6 +145,10 @@ class RunFolder:
         rows = {int(row["step"]): row for row in read_metrics(self.folder) if "learner/lr" in row}
         return [rows[step] for step in sorted(rows)]
 
+    def row(self, step: int) -> dict[str, float]:
+        """Of training; empty where there is none."""
+        return next((row for row in self.metrics if row["step"] == step), {})
+
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         return read_lines(self.folder / "evaluations.jsonl")
