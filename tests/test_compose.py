@@ -6,11 +6,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from nodes import Nodes, possible
+from ray.scripts.scripts import start
 from runs import ROOT, metrics, wait_until
+
+from cluster.config import load
 
 DOCKER = ROOT / "docker"
 PLACES = {"head": 0, "learner": 1, "sampler": 2, "job": 0}
@@ -69,6 +74,133 @@ def test_files_that_compose_names_are_there():
     cuda = yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text())
     assert set(cuda["services"]) == set(PLACES)
     assert subprocess.run(["sh", "-n", str(DOCKER / "smoke.sh")]).returncode == 0
+
+
+def only(required: str, optional: str = "", **properties: Any) -> dict:
+    """An object with these fields and no other; those without a schema of their own are text."""
+    names = [*required.split(), *optional.split()]
+    known = {name: {"type": "string"} for name in names} | properties
+    needed = [*required.split(), *(set(properties) - set(optional.split()))]
+    return {
+        "type": "object",
+        "properties": known,
+        "required": needed,
+        "additionalProperties": False,
+    }
+
+
+def many(schema: dict) -> dict:
+    return {"type": "array", "items": schema, "minItems": 1}
+
+
+COUNT = {"type": "integer", "minimum": 0}
+AMOUNTS = {"type": "object", "additionalProperties": {"type": "string"}}
+NEEDS = only("", requests=AMOUNTS, limits=AMOUNTS)
+CONTAINER = only(
+    "name image",
+    "workingDir volumeMounts",
+    resources=NEEDS,
+    volumeMounts=many(only("name mountPath")),
+)
+VOLUME = only(
+    "name",
+    "emptyDir persistentVolumeClaim",
+    emptyDir=only("medium sizeLimit"),
+    persistentVolumeClaim=only("claimName"),
+)
+POD = only(
+    "",
+    "restartPolicy terminationGracePeriodSeconds securityContext volumes",
+    terminationGracePeriodSeconds=COUNT,
+    securityContext=only(
+        "",
+        runAsUser=COUNT,
+        runAsGroup=COUNT,
+        fsGroup=COUNT,
+        runAsNonRoot={"type": "boolean"},
+    ),
+    containers=many(CONTAINER),
+    volumes=many(VOLUME),
+)
+TEMPLATE = only("", spec=POD)
+PARAMETERS = {"type": "object", "additionalProperties": {"type": "string"}}
+RAYJOB = only(
+    "apiVersion kind",
+    metadata=only("name"),
+    spec=only(
+        "entrypoint",
+        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
+        backoffLimit=COUNT,
+        shutdownAfterJobFinishes={"type": "boolean"},
+        ttlSecondsAfterFinished=COUNT,
+        submitterPodTemplate=TEMPLATE,
+        rayClusterSpec=only(
+            "rayVersion",
+            authOptions=only("", mode={"enum": ["token", "disabled"]}),
+            headGroupSpec=only("", rayStartParams=PARAMETERS, template=TEMPLATE),
+            workerGroupSpecs=many(
+                only(
+                    "groupName",
+                    replicas=COUNT,
+                    minReplicas=COUNT,
+                    maxReplicas=COUNT,
+                    rayStartParams=PARAMETERS,
+                    template=TEMPLATE,
+                )
+            ),
+        ),
+    ),
+)
+"""The fields that docker/rayjob.yaml may use and their types, of KubeRay's `ray.io/v1` and of
+Kubernetes' pods. A quoted number is text to them and a bare one is not."""
+
+
+def rayjob() -> dict:
+    [_, job] = yaml.safe_load_all((DOCKER / "rayjob.yaml").read_text())
+    return job
+
+
+def test_the_rayjob_has_fields_that_kuberay_knows_and_no_others():
+    validator = Draft202012Validator(RAYJOB)
+    job = rayjob()
+    assert [error.message for error in validator.iter_errors(job)] == []
+    cluster = job["spec"]["rayClusterSpec"]
+    cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
+    cluster["headGroupSpec"]["template"]["spec"]["container"] = []
+    found = {error.message for error in validator.iter_errors(job)}
+    assert found == {
+        "0 is not of type 'string'",
+        "Additional properties are not allowed ('container' was unexpected)",
+    }
+
+
+def test_the_rayjob_is_the_cluster_of_compose():
+    [claim, job] = yaml.safe_load_all((DOCKER / "rayjob.yaml").read_text())
+    cluster, services = job["spec"]["rayClusterSpec"], compose()["services"]
+    assert cluster["authOptions"]["mode"] == services["head"]["environment"]["RAY_AUTH_MODE"]
+    pinned = (ROOT / "requirements-cpu.txt").read_text()
+    assert f"ray=={cluster['rayVersion']}\n" in pinned
+    groups = {each["groupName"]: each for each in cluster["workerGroupSpecs"]}
+    assert [*groups] == ["learner", "sampler"]
+    for name, group in {"head": cluster["headGroupSpec"], **groups}.items():
+        options = services[name]["command"]
+        said = {f"--{key}={value}" for key, value in group["rayStartParams"].items()}
+        said = {each.removesuffix("=true") for each in said}
+        theirs = {f"--{option.name}".replace("_", "-") for option in start.params}
+        assert {each.partition("=")[0] for each in said} <= theirs
+        assert said <= set(options), name
+        pod = group["template"]["spec"]
+        [container] = pod["containers"]
+        assert container["image"] == services[name]["image"]
+        [shm, outputs] = pod["volumes"]
+        assert [each["name"] for each in container["volumeMounts"]] == [shm["name"], "outputs"]
+        assert outputs["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+        mounted = container["volumeMounts"][1]["mountPath"]
+        assert f"outputs:{mounted}" in services[name]["volumes"]
+    words = job["spec"]["entrypoint"].split()
+    assert words[:4] == ["python", "-m", "cluster", "train"]
+    assert (ROOT / words[4]).is_file() and words[5:] == services["job"]["command"][-1:]
+    load([str(ROOT / words[4])], words[5:]).config.check()
 
 
 @pytest.mark.slow
