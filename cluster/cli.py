@@ -117,7 +117,7 @@ def submit(argv: Sequence[str]) -> int:
     arguments = parse(argv, switches={"no-wait"}, with_value={"address"})
     if not arguments.words:
         raise ValueError("submit needs a recipe, for example recipes/demo.yaml")
-    from cluster.submit import submit as send
+    from cluster.tools.submit import submit as send
 
     return send(
         arguments.words,
@@ -208,7 +208,7 @@ def data(argv: Sequence[str]) -> int:
     recipes = [word for word in recipes if word]
     if verb not in ("check", "preview") or not file:
         raise ValueError("data needs a verb and a file: data check FILE, or data preview FILE")
-    from cluster import dataset
+    from cluster.tools import dataset
 
     if verb == "check":
         dataset.check(Path(file), recipes, arguments.overrides)
@@ -229,7 +229,7 @@ def ledger(argv: Sequence[str]) -> int:
             "ledger needs a verb and a run folder: ledger show RUN, ledger verify RUN, "
             "ledger rescore RUN [a.b=1], ledger diff RUN RUN"
         )
-    from cluster import audit
+    from cluster.tools import audit
 
     if verb == "show":
         audit.show(runs[0])
@@ -267,7 +267,7 @@ def report(argv: Sequence[str]) -> int:
 
 def doctor(argv: Sequence[str]) -> int:
     arguments = parse(argv, switches=set(), with_value=set())
-    from cluster.doctor import examine
+    from cluster.tools.doctor import examine
 
     return examine(arguments.words, arguments.overrides)
 
@@ -278,7 +278,7 @@ def convert(argv: Sequence[str]) -> int:
     files = [file for file in files if file]
     if not verb.startswith("from-") or len(files) != 1:
         raise ValueError("config needs a verb and a file: from-trl, from-verl or from-openrlhf")
-    from cluster.coming_from import translate
+    from cluster.tools.coming_from import translate
 
     system = verb.removeprefix("from-")
     print(translate(system, Path(files[0])).text(system, Path(files[0]).name), end="")
@@ -309,6 +309,16 @@ COMMANDS = {
 }
 
 
+def usage_of(command: str) -> str:
+    """The lines of USAGE that are about it."""
+    shown, lines = False, []
+    for line in USAGE.splitlines(keepends=True):
+        if not line.startswith(" "):
+            shown = line.split()[3] == command
+        lines += [line] * shown
+    return "".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 2 bad input, 1 something of the world failed, 130 and 143 by signal."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -319,6 +329,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         print(f"{argv[0]!r} is no command\n\n{USAGE}", end="", file=sys.stderr)
         return 2
+    if {"-h", "--help"} & set(argv[1:]):
+        print(usage_of(argv[0]), end="")
+        return 0
     try:
         return command(argv[1:])
     except ValueError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from runs import processes_of, wait_until
 from survival import Live, check_record
 
-from cluster import audit
+from cluster.tools import audit
 
 ROLES = ("sampler-0", "sampler-1", "learner-0", "learner-1", "scorer-0", "driver")
 BOUND = 2

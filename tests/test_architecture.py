@@ -52,6 +52,22 @@ def test_packages_import_only_to_their_left():
     assert not wrong, f"the line is {' <- '.join(LINE)}: {wrong}"
 
 
+ROOMS = ("cluster.planner", "cluster.tools", "cluster.web")
+DOORS = {"cluster/cli.py", "cluster/tools/doctor.py"}
+
+
+def test_what_runs_needs_no_command_around_it():
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {node.module}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(ROOMS)
+        if str(path.relative_to(ROOT)) not in DOORS
+        if not path.match(f"{(node.module or '').split('.')[1]}/*.py")
+    ]
+    assert not wrong, f"{ROOMS} are entered through {sorted(DOORS)} alone: {wrong}"
+
+
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_a_heavy_library_stays_in_its_files(library: str):
     wrong = [
@@ -137,5 +153,5 @@ def test_no_wait_looks_at_a_clock_that_jumps():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and wall.fullmatch(ast.unparse(node.func))
     ]
-    stamps = ("metrics", "poison", "probe", "supervise", "sweep", "timeline", "trackers")
+    stamps = ("metrics", "poison", "supervise", "sweep", "timeline", "tools/probe", "trackers")
     assert {*found} == {(f"cluster/{name}.py", "time.time") for name in stamps}

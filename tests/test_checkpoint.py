@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import audit, checkpoint
+from cluster import checkpoint
 from cluster.ledger import Ledger, conserved, read_ledger, table_path
+from cluster.tools import audit
 from cluster.window import WindowState
 
 ROOT = Path(__file__).resolve().parent.parent

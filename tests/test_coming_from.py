@@ -1,13 +1,16 @@
 """Settings of other systems become recipes that load."""
 
+import re
 from pathlib import Path
 
 import pytest
+from runs import ROOT
 
-from cluster import coming_from
+from cluster import aliases
 from cluster.cli import main
-from cluster.coming_from import SYSTEMS, translate
 from cluster.config import load, options
+from cluster.tools import coming_from
+from cluster.tools.coming_from import SYSTEMS, translate
 
 VERL = """
 set -x
@@ -59,7 +62,7 @@ def test_a_script_of_verl(tmp_path: Path):
     assert config.learner.algorithm.kl.coef == 0  # theirs is not used without use_kl_loss
     assert config.logging.trackers == ["wandb"] and config.checkpoint.every == 0
     assert left[:2] == ["trainer.val_before_train=False", "trainer.total_epochs=15"]
-    assert "without use_kl_loss=True it is not used" in left[2]
+    assert "use_kl_loss=True it is not used" in left[2]
 
 
 def test_a_file_of_trl(tmp_path: Path):
@@ -103,6 +106,24 @@ def test_a_command_of_openrlhf(tmp_path: Path):
             "use_kl_loss: true, kl_loss_coef: 0.01}}",
             {"minibatches": 4, "kl.coef": 0.01},
         ),
+        (
+            "verl",
+            "algorithm: {use_kl_in_reward: true, kl_ctrl: {kl_coef: 0.02}}",
+            {"kl.coef": 0.02, "kl.placement": "reward"},
+        ),
+        (
+            "verl",
+            "algorithm: {norm_adv_by_std_in_grpo: false}\nactor_rollout_ref: {actor: "
+            "{loss_agg_mode: seq-mean-token-sum-norm, kl_loss_type: low_var_kl}}",
+            {"scale": "none", "reduction": "constant_length", "kl.estimator": "k3"},
+        ),
+        (
+            "openrlhf",
+            "rollout_batch_size: 128\nn_samples_per_prompt: 8\ntrain_batch_size: 256",
+            {"minibatches": 4},
+        ),
+        ("trl", "vllm_importance_sampling_correction: false", {"correction.kind": "none"}),
+        ("trl", "vllm_importance_sampling_cap: 5", {"correction.high": 5.0}),
     ],
 )
 def test_numbers_that_depend_on_one_another(system: str, text: str, expected: dict, tmp_path: Path):
@@ -127,23 +148,94 @@ def test_what_is_off_with_them_and_what_has_two_files(tmp_path: Path):
     assert left == ["data.train_files=['a', 'b']"] and config.checkpoint.every == 0
 
 
+def test_dapo_of_verl(tmp_path: Path):
+    text = (
+        "algorithm: {filter_groups: {enable: true}}\n"
+        "reward_model: {overlong_buffer: {len: 512, penalty_factor: 0.5}}\n"
+        "data: {max_response_length: 2048}\n"
+        "actor_rollout_ref: {rollout: {val_kwargs: {temperature: 0}}}"
+    )
+    config, left = loaded("verl", text, ".yaml", tmp_path)
+    assert config.schedule.uniform_groups == "discard"
+    assert (config.rewards.overlong_buffer, config.rewards.overlong_penalty) == (512, 0.5)
+    assert left == [] and config.eval.samples == 1  # which is greedy
+
+
+def test_a_kl_term_in_two_places_is_said(tmp_path: Path):
+    text = (
+        "algorithm: {use_kl_in_reward: true, kl_ctrl: {kl_coef: 0.02}}\n"
+        "actor_rollout_ref: {actor: {use_kl_loss: true, kl_loss_coef: 0.01}}"
+    )
+    config, left = loaded("verl", text, ".yaml", tmp_path)
+    assert config.learner.algorithm.kl.coef == 0.01
+    assert left == [
+        "algorithm.use_kl_in_reward=True",
+        "algorithm.kl_ctrl.kl_coef=0.02: with us the KL term is in one place",
+    ]
+
+
 def test_a_value_of_several_lines_stays_in_its_comment(tmp_path: Path):
     config, left = loaded("trl", 'system_prompt: "a\\nseed: 5"', ".yaml", tmp_path)
     assert config.seed == 1 and left == [r"system_prompt='a\nseed: 5'"]
 
 
+def ours_of(system: str, name: str) -> set[str]:
+    """The options that some value of theirs sets."""
+    samples = (1, "grpo", "group", [1, 2], "true", "token", "token-mean", "token_mask", "k1", False)
+    found: set[str] = set()
+    for sample in samples:
+        try:
+            found |= set(SYSTEMS[system][name](sample))
+        except (KeyError, ValueError, TypeError, IndexError):
+            continue
+    return {option.replace("betas.0", "betas").replace("betas.1", "betas") for option in found}
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_option_of_ours_that_is_named_is_there(system: str):
-    known = {*options(), "learner.optim.betas.0", "learner.optim.betas.1"}
-    samples = (1, "grpo", "group", [1, 2], "true")
-    for name, translated in SYSTEMS[system].items():
-        found: set[str] = set()
-        for sample in samples:
-            try:
-                found |= set(translated(sample))
-            except (KeyError, ValueError, TypeError, IndexError):
-                continue
-        assert found and found <= known, (name, found - known)
+    for name in SYSTEMS[system]:
+        found = ours_of(system, name)
+        assert found and found <= {*options()}, name
+
+
+PAGE = (ROOT / "docs" / "coming_from.md").read_text()
+TITLES = {"trl": "TRL", "verl": "verl", "openrlhf": "OpenRLHF"}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_tables_of_the_page_are_what_the_command_does(system: str):
+    [section] = re.findall(rf"^## {TITLES[system]}\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
+    tables = [
+        {theirs: set(re.findall(r"`([^`]+)`", ours)) for theirs, ours in rows}
+        for rows in (
+            re.findall(r"^\| `([^`]+)` \| ([^|]+)\|", table, re.M)
+            for table in re.findall(r"(?:^\|.*\n)+", section, re.M)
+        )
+    ]
+    assert tables[0] == {name: ours_of(system, name) for name in SYSTEMS[system]}
+    names = {theirs: {ours} for ours, theirs in aliases.TABLES.get(system, {}).items()}
+    assert tables[1:] == ([names] if names else [])
+
+
+def test_the_commands_of_the_page(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    [block] = re.findall(r"```sh\n(.*?)```", PAGE, re.S)
+    (tmp_path / "train.jsonl").write_bytes((tiny / "train.jsonl").read_bytes())
+    (tmp_path / "theirs.yaml").write_text(
+        f"model_name_or_path: {tiny / 'model'}\ndataset_name: train.jsonl\nlearning_rate: 1e-6\n"
+    )
+    said = []
+    for line in block.strip().splitlines():
+        command, _, target = line.partition("#")[0].removeprefix("python -m cluster").partition(">")
+        assert main(command.split()) == 0, line
+        said.append(capsys.readouterr().out)
+        if target:
+            (tmp_path / target.strip()).write_text(said[-1])
+    _, every_option, data = said
+    assert re.search(r"learner.optim.lr\s+1e-06", every_option)
+    assert "longest" in data
 
 
 def test_what_is_no_file_of_theirs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -14,7 +14,7 @@ from nodes import PORT, Nodes, possible
 from runs import processes_of, wait_until
 from survival import Live, check_equal, check_record
 
-from cluster import audit
+from cluster.tools import audit
 
 WHY_NOT = possible()
 pytestmark = [

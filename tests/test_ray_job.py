@@ -17,7 +17,7 @@ import yaml
 from ranks import free_port
 from runs import ROOT, metrics, processes_of, small_recipe, wait_until
 
-from cluster.submit import submit
+from cluster.tools.submit import submit
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 

@@ -17,8 +17,8 @@ from runs import jsonl, metrics, processes_of, wait_until
 from survival import Live, check_equal, check_record
 from web import Service, make_reward_model
 
-from cluster import audit
 from cluster.ledger import table_path
+from cluster.tools import audit
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from cluster import checkpoint
 from cluster.config import RunConfig, load
-from cluster.dataset import functions_only
 from cluster.ledger import Commit, conserved, digest, read_ledger, table_path
+from cluster.tools.dataset import functions_only
 from rewards import Score
 from rewards.scorer import Scorer
 from rollout.schema import read_table, to_groups

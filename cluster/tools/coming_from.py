@@ -35,6 +35,7 @@ def betas(index: int) -> Set:
 
 
 ALGORITHM = "learner.algorithm"
+KL = f"{ALGORITHM}.kl.coef"
 ESTIMATORS = {
     "gae": "ppo",
     "group_norm": "grpo",
@@ -76,9 +77,9 @@ def clip(value: Any) -> Mapping[str, Any]:
     return {f"{ALGORITHM}.clip_low": float(value), f"{ALGORITHM}.clip_high": float(value)}
 
 
-def positive(option: str) -> Set:
+def positive(option: str, kind: Callable[[Any], Any] = int) -> Set:
     """Where theirs is -1 or 0 for off, which ours is without."""
-    return lambda value: {option: int(value)} if int(value) > 0 else {}
+    return lambda value: {option: kind(value)} if kind(value) > 0 else {}
 
 
 def off_is_zero(option: str) -> Set:
@@ -100,6 +101,32 @@ def truth(value: Any) -> bool:
     return str(value).lower() in ("true", "1", "yes")
 
 
+def where_true(option: str, value: Any) -> Set:
+    """A switch of theirs that is a word of ours; off, it is what we do anyway."""
+    return lambda said: {option: value} if truth(said) else {}
+
+
+DISCARD = where_true("schedule.uniform_groups", "discard")
+REDUCTIONS = {
+    "token-mean": "token_mean",
+    "seq-mean-token-mean": "sequence_mean",
+    "seq-mean-token-sum": "sequence_sum",
+    "seq-mean-token-sum-norm": "constant_length",
+}
+"""By verl's words."""
+KL_ESTIMATORS = {
+    **{name: name for name in ("k1", "k2", "k3", "abs", "k1+", "k3+", "abs+")},
+    "kl": "k1",
+    "mse": "k2",
+    "low_var_kl": "k3",
+}
+CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+
+
+def correction(value: Any) -> Mapping[str, Any]:
+    return {} if truth(value) else {f"{ALGORITHM}.correction.kind": "none"}
+
+
 TRL: dict[str, Set] = {
     "adam_beta1": betas(0),
     "adam_beta2": betas(1),
@@ -112,6 +139,9 @@ TRL: dict[str, Set] = {
     "epsilon_high": to(f"{ALGORITHM}.clip_high", float),
     "eval_steps": positive("eval.every"),
     "gradient_checkpointing": to("model.gradient_checkpointing", truth),
+    "importance_sampling_level": one_of(
+        f"{ALGORITHM}.level", {"token": "token", "sequence": "sequence"}
+    ),
     "learning_rate": to("learner.optim.lr", float),
     "lora_alpha": to("model.lora.alpha", int),
     "lora_r": to("model.lora.rank", int),
@@ -137,6 +167,11 @@ TRL: dict[str, Set] = {
     "temperature": to("sampler.sampling.temperature", float),
     "top_k": to("sampler.sampling.top_k", int),
     "top_p": to("sampler.sampling.top_p", float),
+    "vllm_importance_sampling_cap": to(f"{ALGORITHM}.correction.high", float),
+    "vllm_importance_sampling_correction": correction,
+    "vllm_importance_sampling_mode": one_of(
+        f"{ALGORITHM}.correction.kind", {name: name for name in CORRECTIONS}
+    ),
     "vllm_tensor_parallel_size": to("sampler.tensor_parallel", int),
     "warmup_steps": to("learner.optim.warmup_steps", int),
     "weight_decay": to("learner.optim.weight_decay", float),
@@ -147,7 +182,9 @@ VERL: dict[str, Set] = {
     "actor_rollout_ref.actor.clip_ratio_high": to(f"{ALGORITHM}.clip_high", float),
     "actor_rollout_ref.actor.clip_ratio_low": to(f"{ALGORITHM}.clip_low", float),
     "actor_rollout_ref.actor.entropy_coeff": to(f"{ALGORITHM}.entropy.coef", float),
-    "actor_rollout_ref.actor.kl_loss_coef": to(f"{ALGORITHM}.kl.coef", float),
+    "actor_rollout_ref.actor.kl_loss_coef": to(KL, float),
+    "actor_rollout_ref.actor.kl_loss_type": one_of(f"{ALGORITHM}.kl.estimator", KL_ESTIMATORS),
+    "actor_rollout_ref.actor.loss_agg_mode": one_of(f"{ALGORITHM}.reduction", REDUCTIONS),
     "actor_rollout_ref.actor.optim.lr": to("learner.optim.lr", float),
     "actor_rollout_ref.actor.optim.lr_warmup_steps": positive("learner.optim.warmup_steps"),
     "actor_rollout_ref.actor.optim.weight_decay": to("learner.optim.weight_decay", float),
@@ -167,11 +204,16 @@ VERL: dict[str, Set] = {
     "actor_rollout_ref.rollout.top_k": off_is_zero("sampler.sampling.top_k"),
     "actor_rollout_ref.rollout.top_p": to("sampler.sampling.top_p", float),
     "actor_rollout_ref.rollout.val_kwargs.n": to("eval.samples", int),
-    "actor_rollout_ref.rollout.val_kwargs.temperature": to("eval.temperature", float),
+    "actor_rollout_ref.rollout.val_kwargs.temperature": positive("eval.temperature", float),
     "actor_rollout_ref.rollout.val_kwargs.top_p": to("eval.top_p", float),
     "algorithm.adv_estimator": algorithm,
+    "algorithm.filter_groups.enable": DISCARD,
     "algorithm.gamma": to(f"{ALGORITHM}.gamma", float),
+    "algorithm.kl_ctrl.kl_coef": to(KL, float),
     "algorithm.lam": to(f"{ALGORITHM}.lam", float),
+    "algorithm.norm_adv_by_std_in_grpo": one_of(
+        f"{ALGORITHM}.scale", {"True": "group", "true": "group", "False": "none", "false": "none"}
+    ),
     "critic.model.path": to("learner.critic.path"),
     "critic.optim.lr": to("learner.critic.lr", float),
     "data.max_prompt_length": to("prompts.max_tokens", int),
@@ -181,6 +223,8 @@ VERL: dict[str, Set] = {
     "data.train_batch_size": to("schedule.groups_per_step", int),
     "data.train_files": one_file("prompts.dataset"),
     "data.val_files": one_file("eval.dataset"),
+    "reward_model.overlong_buffer.len": to("rewards.overlong_buffer", int),
+    "reward_model.overlong_buffer.penalty_factor": to("rewards.overlong_penalty", float),
     "trainer.experiment_name": to("name"),
     "trainer.logger": tracker,
     "trainer.max_actor_ckpt_to_keep": to("checkpoint.keep", int),
@@ -196,6 +240,7 @@ OPENRLHF: dict[str, Set] = {
     "bf16": lambda _: {"model.dtype": "bfloat16"},
     "critic_learning_rate": to("learner.critic.lr", float),
     "critic_pretrain": to("learner.critic.path"),
+    "dynamic_filtering": DISCARD,
     "entropy_loss_coef": to(f"{ALGORITHM}.entropy.coef", float),
     "eps_clip": clip,
     "eps_clip_low_high": lambda value: {
@@ -216,6 +261,8 @@ OPENRLHF: dict[str, Set] = {
     "max_epochs": to(f"{ALGORITHM}.epochs", int),
     "max_norm": to("learner.optim.clip_norm", float),
     "n_samples_per_prompt": to("sampler.group_size", int),
+    "overlong_buffer_len": to("rewards.overlong_buffer", int),
+    "overlong_penalty_factor": to("rewards.overlong_penalty", float),
     "pretrain": to("model.path"),
     "prompt_data": to("prompts.dataset"),
     "prompt_max_len": to("prompts.max_tokens", int),
@@ -284,27 +331,61 @@ def translate(system: str, path: Path) -> Translation:
     if system == "trl":
         _batch_of_trl(theirs, found)
     if system == "verl":
+        _kl_of_verl(theirs, found)
         _batches_of_verl(theirs, found)
+    if system == "openrlhf":
+        _batches_of_openrlhf(theirs, found)
     return found
 
 
 SCALE = "scale_rewards"
 """Of TRL; its word is the last on what `loss_type` sets, too."""
-USE_KL, KL = "actor_rollout_ref.actor.use_kl_loss", "learner.algorithm.kl.coef"
-BATCH, MINIBATCH = "data.train_batch_size", "actor_rollout_ref.actor.ppo_mini_batch_size"
+ACTOR = "actor_rollout_ref.actor"
+KL_PLACES = (
+    (f"{ACTOR}.use_kl_loss", f"{ACTOR}.kl_loss_coef", "loss"),
+    ("algorithm.use_kl_in_reward", "algorithm.kl_ctrl.kl_coef", "reward"),
+)
+BATCH, MINIBATCH = "data.train_batch_size", f"{ACTOR}.ppo_mini_batch_size"
+
+
+def _kl_of_verl(theirs: dict[str, Any], found: Translation) -> None:
+    """Two places with a switch and a coefficient each; both are off unless they are asked for."""
+    found.options.pop(KL, None)
+    used = ""
+    for switch, name, place in KL_PLACES:
+        coef = theirs.get(name, 0.001)
+        if truth(theirs.get(switch, False)) and not used:
+            found.options[KL], found.options[f"{ALGORITHM}.kl.placement"] = float(coef), place
+            found.settle(switch)
+            used = switch
+        elif truth(theirs.get(switch, False)):
+            found.left.append(f"{name}={coef!r}: with us the KL term is in one place")
+        else:
+            found.settle(switch)
+            if name in theirs:
+                found.left.append(f"{name}={coef!r}: without {switch}=True it is not used")
 
 
 def _batches_of_verl(theirs: dict[str, Any], found: Translation) -> None:
-    """Its KL term is off unless it is asked for; its batches and mini-batches count prompts."""
-    if KL in found.options and not truth(theirs.get(USE_KL, False)):
-        coef = found.options.pop(KL)
-        found.left.append(f"kl_loss_coef={coef!r}: without use_kl_loss=True it is not used")
-    found.settle(USE_KL)
+    """Its batches and mini-batches count prompts."""
     if BATCH in theirs and MINIBATCH in theirs:
-        parts, rest = divmod(int(theirs[BATCH]), int(theirs[MINIBATCH]))
-        if parts and not rest:
-            found.options[f"{ALGORITHM}.minibatches"] = parts
-            found.settle(MINIBATCH)
+        _parts(found, int(theirs[BATCH]), int(theirs[MINIBATCH]), MINIBATCH)
+
+
+def _batches_of_openrlhf(theirs: dict[str, Any], found: Translation) -> None:
+    """Its rollout batch counts prompts, its training batch completions."""
+    prompts, trained = "rollout_batch_size", "train_batch_size"
+    if prompts in theirs and trained in theirs:
+        completions = int(theirs[prompts]) * int(theirs.get("n_samples_per_prompt", 1))
+        _parts(found, completions, int(theirs[trained]), trained)
+
+
+def _parts(found: Translation, whole: int, part: int, name: str) -> None:
+    """Optimizer steps of one table."""
+    parts, rest = divmod(whole, part)
+    if parts and not rest:
+        found.options[f"{ALGORITHM}.minibatches"] = parts
+        found.settle(name)
 
 
 def _pair(options: dict[str, Any]) -> None:

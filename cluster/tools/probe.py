@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.device import CPU_COLLECTIVES
-from cluster.versions import version_of
+from cluster.tools.versions import version_of
 
 ANSWER_SECONDS = 60.0
 LARGEST_SKEW = 2.0

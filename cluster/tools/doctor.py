@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cluster import dataset, scoring
+from cluster import scoring
 from cluster.config import RunConfig, load
 from cluster.device import CPU_COLLECTIVES, accelerators
-from cluster.submit import TOKEN_FILE, token
-from cluster.versions import TESTED, version_of
+from cluster.tools import dataset
+from cluster.tools.submit import TOKEN_FILE, token
+from cluster.tools.versions import TESTED, version_of
 from rewards.programs.sandbox import TIERS, best_tier, bubblewrap, why_not
 
 WRONG = "WRONG: "
@@ -110,7 +111,7 @@ def cluster(config: RunConfig) -> Iterator[str]:
         except OSError as error:
             yield f"{WRONG}nobody answers at {address}: {error.strerror or error}"
             return
-    from cluster.probe import LARGEST_SKEW, probe
+    from cluster.tools.probe import LARGEST_SKEW, probe
 
     try:
         nodes, seconds = probe(address, Path(config.output_dir).absolute(), list(TESTED))
