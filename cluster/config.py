@@ -105,6 +105,13 @@ class EvalConfig(BaseModel):
     """Held-out prompts, read with the same columns and template as the training prompts. Empty:
     no evaluation."""
 
+    subset: str = ""
+    """Which configuration of a hub dataset; empty is `prompts.subset`, where the dataset is the
+    same."""
+
+    split: str = "test"
+    """Which split of a hub dataset."""
+
     every: int = Field(default=10, ge=1)
     """Steps between evaluations. Step 0 and the last step are always evaluated."""
 

@@ -67,7 +67,10 @@ def read(config: RunConfig, *, replay: Path | None = None, held_out_only: bool =
         fingerprint = prompts.fingerprint
     held_out: list[Prompt] = []
     if config.eval.dataset and replay is None:
-        fields = {"dataset": config.eval.dataset, "split": "test"}
+        of = config.eval
+        same = of.dataset == config.prompts.dataset
+        subset = of.subset or (config.prompts.subset if same else "")
+        fields = {"dataset": of.dataset, "subset": subset, "split": of.split}
         evaluation = PromptStream(
             config.prompts.model_copy(update=fields), tokenizer, seed=0, limit=config.eval.prompts
         )

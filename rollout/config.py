@@ -1,6 +1,6 @@
 """Where prompts come from and how completions are sampled."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,8 +14,8 @@ class PromptConfig(BaseModel):
     model_config = STRICT
 
     dataset: str = ""
-    """A `.jsonl`, `.parquet` or `.arrow` file, or a dataset of the Hugging Face hub by its id
-    (needs the `hub` extra)."""
+    """A `.jsonl`, `.parquet` or `.arrow` file, or a dataset of the Hugging Face hub by its id or
+    as a folder (needs the `hub` extra)."""
 
     subset: str = ""
     """Which configuration of a hub dataset (GSM8K has `main`)."""
@@ -42,6 +42,9 @@ class PromptConfig(BaseModel):
 
     system: str = ""
     """System message put before the question (chat template only)."""
+
+    prefix: str = ""
+    """Text put before every question, in the same message."""
 
     suffix: str = ""
     """Text added behind every question."""
@@ -74,6 +77,10 @@ class SamplingConfig(BaseModel):
 
     stop_token_ids: list[int] = []
     """Tokens that end a completion, besides those of the model's generation config."""
+
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Texts that end a completion, and stay in it: `["</answer>"]` for a model that has not learned
+    to end its turn."""
 
     @property
     def samples_all_tokens(self) -> bool:

@@ -27,7 +27,7 @@ def read_rows(dataset: str, *, subset: str = "", split: str = "train") -> list[d
     if not dataset:
         raise ValueError("prompts.dataset is not set: name a .jsonl, .parquet or .arrow file")
     path = Path(dataset)
-    if path.suffix not in FORMATS and not path.exists():
+    if path.suffix not in FORMATS and not path.is_file():
         return _read_hub(dataset, subset, split)
     if not path.is_file():
         raise ValueError(f"dataset {dataset!r}: no such file (looked in {Path.cwd()})")
@@ -72,8 +72,10 @@ def _read_hub(dataset: str, subset: str, split: str) -> list[dict[str, Any]]:
             f"dataset {dataset!r}: no such file here (a file's name ends in {', '.join(FORMATS)}); "
             "if it is a dataset of the Hugging Face hub, install the extra: pip install cohort[hub]"
         ) from error
-    rows = datasets.load_dataset(dataset, subset or None, split=split)
-    return [dict(row) for row in rows]
+    rows = [dict(row) for row in datasets.load_dataset(dataset, subset or None, split=split)]
+    if not rows:
+        raise ValueError(f"dataset {dataset!r}, split {split!r} is empty")
+    return rows
 
 
 def fingerprint(rows: Sequence[Any]) -> str:
@@ -236,12 +238,18 @@ def _uses_chat(config: PromptConfig, tokenizer: Any) -> bool:
 def _templated(config: PromptConfig, tokenizer: Any, question: str | list[dict[str, str]]) -> str:
     if not _uses_chat(config, tokenizer):
         if not isinstance(question, str):
-            raise ValueError("a question of chat messages needs a chat template, there is none")
-        return question + config.suffix
+            if [message["role"] for message in question] != ["user"]:
+                raise ValueError(
+                    "a conversation needs a chat template: the tokenizer has none, or "
+                    "prompts.template=raw"
+                )
+            question = question[0]["content"]
+        return config.prefix + question + config.suffix
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
-    if config.suffix:
+    if config.prefix or config.suffix:
         last = messages[-1]
-        messages = [*messages[:-1], {**last, "content": last["content"] + config.suffix}]
+        framed = config.prefix + last["content"] + config.suffix
+        messages = [*messages[:-1], {**last, "content": framed}]
     if config.system:
         messages = [{"role": "system", "content": config.system}, *messages]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -251,10 +251,11 @@ class Sampler:
                 top_k=sampling.top_k,
                 max_tokens=sampling.max_tokens,
                 stop_token_ids=sampling.stop_token_ids,
+                stop=sampling.stop,
                 seed=seed,
                 logprobs=0,
                 flat_logprobs=True,
-                detokenize=False,
+                detokenize=bool(sampling.stop),  # what vLLM looks for them in
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             for seed in (seeds or [None])
@@ -354,7 +355,8 @@ class Sampler:
         for span in chosen.weight_versions:
             versions[span.start : span.end] = int(span.version)
         ended = chosen.finish_reason == "stop"
-        text_ids = token_ids[:-1] if ended else token_ids
+        by_token = ended and not isinstance(chosen.stop_reason, str)
+        text_ids = token_ids[:-1] if by_token else token_ids
         return Completion(
             token_ids=token_ids,
             trainable=np.ones(len(token_ids), dtype=np.bool_),

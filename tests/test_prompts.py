@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 import pytest
 
 from rollout.config import PromptConfig
@@ -51,8 +51,37 @@ def test_the_chat_template_is_applied_once(dataset: str, tokenizer):
     prompt = stream(dataset, tokenizer, shuffle=False, suffix=" Think.").at(0)
     assert prompt.text == "<|user|>0 + 1? Think.<|assistant|>"
     assert tokenizer.decode(prompt.token_ids) == prompt.text
-    raw = stream(dataset, tokenizer, shuffle=False, template="raw").at(0)
-    assert raw.text == "0 + 1?"
+    framed = stream(dataset, tokenizer, shuffle=False, prefix="Q: ", suffix=" A:")
+    assert framed.at(0).text == "<|user|>Q: 0 + 1? A:<|assistant|>"
+    raw = stream(dataset, tokenizer, shuffle=False, template="raw", prefix="Q: ", suffix=" A:")
+    assert raw.at(0).text == "Q: 0 + 1? A:"
+
+
+def test_raw_takes_one_message_and_no_conversation(tmp_path: Path, tokenizer):
+    path = tmp_path / "chat.jsonl"
+    said = {"role": "user", "content": "1+1"}
+    path.write_text(json.dumps({"prompt": [said], "answer": "2"}))
+    assert stream(str(path), tokenizer, template="raw").at(0).text == "1+1"
+    path.write_text(json.dumps({"prompt": [said, said], "answer": "2"}))
+    with pytest.raises(ValueError, match="a conversation needs a chat template"):
+        stream(str(path), tokenizer, template="raw")
+
+
+def test_a_folder_of_the_hubs_layout_and_its_split(tmp_path: Path, tokenizer):
+    pytest.importorskip("datasets", reason="the hub extra is not installed")
+    for subset in ("main", "other"):
+        for split, rows in (("train", 3), ("test", 2)):
+            table = pa.Table.from_pylist(
+                [{"question": f"{subset} {split} {n}?", "answer": str(n)} for n in range(rows)]
+            )
+            (tmp_path / subset).mkdir(exist_ok=True)
+            pq.write_table(table, tmp_path / subset / f"{split}.parquet")
+    read = read_rows(str(tmp_path / "main"), split="test")
+    assert [row["question"] for row in read] == ["main test 0?", "main test 1?"]
+    found = stream(str(tmp_path / "other"), tokenizer, split="train", shuffle=False)
+    assert len(found) == 3 and "other train 0?" in found.at(0).text
+    with pytest.raises(ValueError, match="nosuch"):
+        read_rows(str(tmp_path / "main"), split="nosuch")
 
 
 def test_messages_are_taken_as_they_are(tmp_path: Path, tokenizer):
@@ -68,7 +97,7 @@ def test_messages_are_taken_as_they_are(tmp_path: Path, tokenizer):
 def test_other_file_formats_hold_the_same(suffix: str, tmp_path: Path):
     table, path = pa.Table.from_pylist(ROWS), tmp_path / f"data.{suffix}"
     if suffix == "parquet":
-        pyarrow.parquet.write_table(table, path)
+        pq.write_table(table, path)
     else:
         new = pa.ipc.new_stream if suffix.startswith("stream") else pa.ipc.new_file
         with new(path, table.schema) as writer:

@@ -259,6 +259,32 @@ def test_a_completion_depends_on_its_seed_and_on_nothing_else(tiny: Path, tmp_pa
     assert found["versions"] == [0]
 
 
+def stop_at_texts(sampler) -> dict:
+    given, seeds = prompt(length=8), range(24)
+    whole = sampler.generate(given, SamplingConfig(max_tokens=40), seeds).result(120)
+    at = next(one.text[6:8] for one in whole if len(one.text) > 12)
+    sampling = SamplingConfig(max_tokens=40, stop=[at])
+    stopped = sampler.generate(given, sampling, seeds).result(120)
+    pairs = [(a, b) for a, b in zip(whole, stopped, strict=True)]
+    begun = [len(b.token_ids) for _, b in pairs]
+    return {
+        "found": sum(at in b.text for _, b in pairs),
+        "prefix": all(
+            np.array_equal(b.token_ids, a.token_ids[:n]) and a.text.startswith(b.text)
+            for (a, b), n in zip(pairs, begun, strict=True)
+        ),
+        "ended": all((at in b.text) <= (b.finish_reason == "stop") for _, b in pairs),
+        "at once": all(at not in sampler._tokenizer.decode(b.token_ids[:-1]) for _, b in pairs),
+        "aligned": all(len(b.logprobs) == len(b.versions) == len(b.token_ids) for _, b in pairs),
+    }
+
+
+def test_a_text_ends_a_completion_and_stays_in_it(tiny: Path, tmp_path: Path):
+    found = with_sampler(stop_at_texts, tmp_path, tiny / "model")
+    assert found.pop("found") > 0
+    assert all(found.values()), found
+
+
 def update_in_flight(sampler, model_path: str, directory: str) -> dict:
     from learner.source import ZeroSource
     from rollout.transfer import SharedMemorySender
