@@ -140,6 +140,7 @@ def test_a_job_that_submit_sends_runs_to_its_end(head: Head, tiny: Path):
         recipe.unlink()
 
 
+@pytest.mark.slow  # half a minute
 def test_the_doctor_looks_at_every_node_of_a_cluster(head: Head, tiny: Path, tmp_path: Path):
     [recipe, *overrides] = small_recipe(tmp_path, tiny, name="well")
     cluster = {"RAY_ADDRESS": f"127.0.0.1:{head.port}"}

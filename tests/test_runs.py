@@ -112,6 +112,7 @@ def test_a_replay_gives_bitwise_the_same_weights(finished: tuple[Path, list[str]
     )
 
 
+@pytest.mark.slow  # tests/test_survival.py resumes, too
 def test_starting_a_finished_run_again_trains_nothing(finished: tuple[Path, list[str], str]):
     folder, arguments, _ = finished
     before = (folder / "ledger.jsonl").read_text()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,10 +62,14 @@ def test_a_ray_that_we_start_refuses_those_without_its_token(tmp_path: Path):
     try:
         assert process.stdout is not None
         address = next(line.split()[1] for line in process.stdout if line.startswith("ADDRESS"))
-        with_it = client(address, **home, RAY_AUTH_MODE="token")
+        strangers = ({"RAY_AUTH_MODE": "disabled"}, WRONG)
+        with ThreadPoolExecutor() as threads:  # those who are refused take their time
+            with_it, *without = threads.map(
+                lambda given: client(address, **home, **given),
+                ({"RAY_AUTH_MODE": "token"}, *strangers),
+            )
         assert "CPUS" in with_it, with_it[-2000:]
-        for stranger in ({"RAY_AUTH_MODE": "disabled"}, WRONG):
-            said = client(address, **home, **stranger)
+        for stranger, said in zip(strangers, without, strict=True):
             assert "CPUS" not in said, f"{stranger} came in"
             assert "uthentication" in said, said[-2000:]
     finally:
