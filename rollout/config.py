@@ -80,7 +80,7 @@ class SamplingConfig(BaseModel):
 
     stop: list[Annotated[str, Field(min_length=1)]] = []
     """Texts that end a completion, and stay in it: `["</answer>"]` for a model that has not learned
-    to end its turn."""
+    to end its turn. vLLM looks for them in what it can decode, so not behind broken UTF-8."""
 
     @property
     def samples_all_tokens(self) -> bool:
