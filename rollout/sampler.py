@@ -143,6 +143,8 @@ class Sampler:
                 self._engine = _build_engine(args)
             self._engine.set_weight_version("0")
             self._tokenizer = _load_tokenizer(args["model"])
+            # Prompts come as tokens, but texts that end a completion are looked for as text.
+            self._engine.output_processor.tokenizer = self._tokenizer
         except BaseException as error:
             started.set_exception(error)
             return
