@@ -94,6 +94,10 @@ class ClusterConfig(BaseModel):
     sampler_restarts: int = Field(default=20, ge=0)
     """How many samplers of a run may be replaced. Beyond, it goes on with those that are left."""
 
+    start_restarts: int = Field(default=2, ge=0)
+    """How often all actors may be made again because one died or froze while a run started; what
+    dies of its recipe dies each time."""
+
     learner_restarts: int = Field(default=5, ge=0)
     """How many times in a run the learner's ranks may start again; then the run ends."""
 

@@ -50,10 +50,6 @@ LEARNS = ("restore", "update", "publish", "save")
 """Phases in which the learner works; in the others it waits."""
 
 
-START_TRIES = 3
-"""For all actors to be there; what dies of the recipe dies each time."""
-
-
 def part_sizes(count: int, parts: int) -> list[int]:
     """As equal as can be, the larger ones first."""
     return [count // parts + (number < count % parts) for number in range(parts)]
@@ -132,7 +128,7 @@ class Run:
 
     async def start(self) -> None:
         with self.timed("start"):
-            for left in reversed(range(START_TRIES)):
+            for left in reversed(range(self.config.cluster.start_restarts + 1)):
                 began = time.monotonic()
                 try:
                     await self.fleet.start()

