@@ -115,8 +115,9 @@ def failing_verifiers(seen: Seen) -> str:
     if share <= 0.01:
         return ""
     return (
-        f"{share:.1%} of the completions could not be scored and are left out: reward_note in "
-        "the tables says why; a longer rewards.timeout helps where it is time"
+        f"{share:.1%} of the completions could not be scored{_worst(seen, 'unscorable')} and are "
+        "left out: reward_note in the tables says why; a longer rewards.timeout helps where it is "
+        "time"
     )
 
 
@@ -126,8 +127,16 @@ def timeouts(seen: Seen) -> str:
         return ""
     return (
         f"{share:.1%} of the completions took a verifier longer than rewards.timeout="
-        f"{seen.config.rewards.timeout:g} s and are worth 0: raise it if they deserve better"
+        f"{seen.config.rewards.timeout:g} s{_worst(seen, 'timeout')} and are worth 0: raise it if "
+        "they deserve better"
     )
+
+
+def _worst(seen: Seen, fault: str) -> str:
+    """The verifier that most of them are of, in brackets."""
+    counts = {name: seen.now(f"reward/{name}/{fault}") for name in seen.config.rewards.verifiers}
+    worst = max(counts, key=lambda name: counts[name])
+    return f" (most by {worst})" if counts[worst] else ""
 
 
 def _share(seen: Seen, count: str) -> float:
@@ -137,7 +146,8 @@ def _share(seen: Seen, count: str) -> float:
 
 
 def idle_learner(seen: Seen) -> str:
-    idle = seen.now("idle/learner")
+    evaluating = seen.now("time/evaluate") / max(seen.now("time/step"), 1e-9)
+    idle = seen.now("idle/learner") - evaluating  # no sampler would shorten that
     if idle < 0.3:
         return ""
     remedy = (

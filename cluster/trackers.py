@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.files import replace_text
+from rewards.score import FAULTS
 
 MOST_WAITING = 1000
 """Rows; a tracker that is this far behind loses the next ones."""
@@ -173,6 +174,8 @@ def gauge_of(name: str) -> tuple[str, dict[str, str]]:
             return "cohort_reward_part", {"verifier": rest}
         if figure == "seconds":
             return "cohort_verifier_seconds", {"verifier": verifier}
+        if figure in FAULTS:
+            return "cohort_verifier_outcome", {"verifier": verifier, "outcome": figure}
         return "cohort_verifier_figure", {"verifier": verifier, "figure": figure}
     if name.startswith("schedule/staleness/"):
         return "cohort_schedule_staleness_share", {"versions": name.rpartition("/")[2]}

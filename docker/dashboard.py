@@ -74,6 +74,11 @@ ROWS: dict[str, list[Panel]] = {
             ],
         ),
         ("Seconds per verifier", "s", [(f"ray_cohort_verifier_seconds{RUN}", "{{verifier}}")]),
+        (
+            "Outcomes per verifier",
+            "short",
+            [(f"ray_cohort_verifier_outcome{RUN}", "{{verifier}} {{outcome}}")],
+        ),
         ("Pause of the samplers", "s", [(f"ray_cohort_weights_pause_seconds{RUN}", "{{run}}")]),
     ],
     "Is it well?": [

@@ -16,6 +16,8 @@ RAW_ANSWER = "__answer__"
 """Key in `Task.extra` of a reference answer that is no text."""
 OUTCOMES: tuple[Outcome, ...] = ("scored", "unscorable", "timeout", "tampered")
 """`unscorable` is our failure; `timeout` and `tampered` are the completion's, and worth 0."""
+FAULTS: tuple[Outcome, ...] = ("tampered", "timeout", "unscorable")
+"""The first of them that applies is the completion's outcome."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,9 @@ class Score:
     steps, what the others gave is one more, at the end."""
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     """How long each verifier took."""
+    faults: Mapping[str, Outcome] = field(default_factory=dict, compare=False)
+    """Of the verifiers that said something else than `scored`. For the metrics; in a recorded table
+    `note` names them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,12 +125,22 @@ class Rubric:
         for name, verdict in given.items():
             parts |= {f"{name}/{key}": value for key, value in verdict.parts.items()}
         seconds = {name: verdict.seconds for name, verdict in given.items()}
+        faults: dict[str, Outcome] = {
+            name: v.outcome for name, v in given.items() if v.outcome != "scored"
+        }
         notes = [(v.outcome, f"{name}: {v.note}") for name, v in given.items() if v.note]
-        for fault in ("tampered", "timeout", "unscorable"):
+        for fault in FAULTS:
             if any(given[name].outcome == fault for name in weighed):
                 note = "; ".join(text for outcome, text in notes if outcome == fault)
                 reward = None if fault == "unscorable" else 0.0
-                return Score(reward=reward, parts=parts, outcome=fault, note=note, seconds=seconds)
+                return Score(
+                    reward=reward,
+                    parts=parts,
+                    outcome=fault,
+                    note=note,
+                    seconds=seconds,
+                    faults=faults,
+                )
         if not weighed:
             note = f"none of {', '.join(self.weights)} applies"
             return Score(reward=None, parts={}, outcome="unscorable", note=note)
@@ -149,6 +164,7 @@ class Rubric:
             note="; ".join(text for _, text in notes),
             steps=tuple(sorted(steps)),
             seconds=seconds,
+            faults=faults,
         )
 
 

@@ -47,6 +47,16 @@ def said(later: dict[str, float], config: RunConfig = CONFIG) -> dict[str, str]:
     return health.warnings([CALM] * 5, [{**CALM, **later}] * 5, config)
 
 
+def test_a_learner_that_waits_for_evaluations_is_not_short_of_samplers():
+    waits = {"idle/learner": 0.5, "time/step": 10.0, "time/evaluate": 4.0}
+    assert said(waits) == {} and "idle_learner" in said({**waits, "time/evaluate": 0.5})
+
+
+def test_the_verifier_that_fails_most_is_named():
+    failing = {"reward/verifier_errors": 40.0, "reward/tags/unscorable": 40.0}
+    assert "(most by tags)" in said(failing)["failing_verifiers"]
+
+
 def test_a_calm_run_gives_no_reason_to_speak():
     assert said({}) == {}
 

@@ -464,6 +464,8 @@ def test_every_kind_of_reward_in_one_run(tiny: Path, tmp_path: Path):
     assert counts["scored"] and counts["timeout"] + counts["unscorable"]
     for name, each in (("timeouts", "timeout"), ("verifier_errors", "unscorable")):
         assert sum(row[f"reward/{name}"] for row in logged) == counts[each]
+        said = [sum(row[f"reward/{verifier}/{each}"] for row in logged) for verifier in verifiers]
+        assert max(said) > 0 if counts[each] else sum(said) == 0
     assert all(row["reward/remote/seconds"] > 0 for row in logged)
 
 

@@ -59,6 +59,7 @@ def test_four_outcomes_and_which_of_two_counts(outcomes: tuple, outcome: str, re
     }
     score = Rubric(weights={"a": 1.0, "b": 1.0}).score(attempt("x"), verdicts)
     assert (score.outcome, score.reward) == (outcome, reward)
+    assert score.faults == {n: v.outcome for n, v in verdicts.items() if v.outcome != "scored"}
     assert f"why {outcome}" in score.note
 
 

@@ -147,6 +147,11 @@ def test_rows_that_a_full_disk_refuses_are_written_when_there_is_room(tmp_path: 
         ("reward/mean", "cohort_reward_mean", {}),
         ("reward/number", "cohort_reward_part", {"verifier": "number"}),
         ("reward/number/seconds", "cohort_verifier_seconds", {"verifier": "number"}),
+        (
+            "reward/code/timeout",
+            "cohort_verifier_outcome",
+            {"verifier": "code", "outcome": "timeout"},
+        ),
         ("reward/code/passed", "cohort_verifier_figure", {"verifier": "code", "figure": "passed"}),
         ("reward//a/b/my.py:fn", "cohort_reward_part", {"verifier": "/a/b/my.py:fn"}),
         ("reward//a/my.py:fn/seconds", "cohort_verifier_seconds", {"verifier": "/a/my.py:fn"}),
