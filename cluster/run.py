@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from ray.exceptions import RayError
 
-from cluster import checkpoint
+from cluster import checkpoint, logprobs
 from cluster.checkpoint import Checkpoint
 from cluster.config import RunConfig
 from cluster.device import Device
@@ -311,6 +311,13 @@ class Run:
         finally:
             watching.cancel()
         self.supervisor.version = reports[0].version
+        if reports[0].logprobs is not None:
+            try:
+                await asyncio.to_thread(
+                    logprobs.write, self.folder, reports[0].version, reports[0].logprobs
+                )
+            except OSError as error:  # only people read them
+                self.progress.line(f"step {reports[0].version}: logprobs not recorded: {error}")
         self.trained_groups += self.config.schedule.groups_per_step
         return dict(reports[0].metrics)
 

@@ -278,5 +278,10 @@ class LearnerConfig(BaseModel):
     """Optimizer steps in a row that may be skipped because their loss or gradient is not finite;
     with one more the run ends."""
 
+    record_logprobs: bool = False
+    """Keep what the policy gave each token just before it was trained on it, under `logprobs/` in
+    the run folder: then `view` shows the ratio to the sampler's. Under `anchor=recomputed` it is
+    known anyway; otherwise it is one more forward pass over each table."""
+
     deepspeed: dict[str, Any] = {}
     """Merged into the DeepSpeed config, last."""

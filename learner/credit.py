@@ -27,6 +27,13 @@ class Looked:
     anchor: np.ndarray | None = None
     reference: np.ndarray | None = None
     value: np.ndarray | None = None
+    noted: np.ndarray | None = None
+    """What the policy said, where it is no anchor but asked for all the same"""
+
+    @property
+    def policy(self) -> np.ndarray | None:
+        """Logprobs under the policy in training."""
+        return self.anchor if self.anchor is not None else self.noted
 
 
 def joined(parts: Sequence[Looked], *, width: int) -> Looked:

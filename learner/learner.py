@@ -56,6 +56,9 @@ class StepReport:
     version: int
     """The policy version that they made."""
     metrics: dict[str, float]
+    logprobs: list[np.ndarray] | None = None
+    """float32 [T] for each row: what the policy gave its tokens before the first update, NaN where
+    it was not asked. From rank 0, where `record_logprobs` wants them."""
 
 
 class Learner:
@@ -157,9 +160,10 @@ class Learner:
             check_staleness(table, version=self.version, bound=max_staleness)
         config = self._config.algorithm
         rows = self._read(table)
+        looked = self._looked(rows)
         targets, metrics = assign(
             rows,
-            self._looked(rows),
+            looked,
             algorithm=self._algorithm,
             config=config,
             kl_coef=self._steering.kl_coef,
@@ -202,7 +206,14 @@ class Learner:
             self._reference.become(self._source)
         seconds = time.perf_counter() - started
         metrics["learner/tokens_per_s"] = float(rows.lengths_N.sum()) * config.epochs / seconds
-        return StepReport(version=self.version, metrics=metrics)
+        return StepReport(self.version, metrics, self._noted(rows, looked))
+
+    def _noted(self, rows: Rows, looked: Looked) -> list[np.ndarray] | None:
+        if not self._config.record_logprobs or self._placement.rank or looked.policy is None:
+            return None
+        told_NT = np.where(rows.mask_NT, looked.policy, np.float32("nan"))
+        lengths_N = rows.lengths_N - rows.prompt_lengths_N
+        return [told_T[:length] for told_T, length in zip(told_NT, lengths_N, strict=True)]
 
     def _applied(self, loss: float, norm: float) -> bool:
         """Whether the optimizer step was: DeepSpeed passes over one whose norm is not finite."""
@@ -269,8 +280,10 @@ class Learner:
     def _look(self, rows: Rows) -> Looked:
         """Ask the models about the whole table, each rank about its rows, before anything moves."""
         wanted: dict[str, Callable[[Tokens, int], Tensor]] = {}
-        if self._config.algorithm.anchor == "recomputed" and not self._algorithm.supervised:
-            wanted["anchor"] = lambda batch, count: ask(self._engine.forward, batch, count)[0]
+        recomputed = self._config.algorithm.anchor == "recomputed"
+        if not self._algorithm.supervised and (recomputed or self._config.record_logprobs):
+            name = "anchor" if recomputed else "noted"
+            wanted[name] = lambda batch, count: ask(self._engine.forward, batch, count)[0]
         if self._reference is not None:
             wanted["reference"] = self._reference.logprobs
         if (critic := self._critic) is not None:

@@ -9,10 +9,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from runs import cohort, jsonl, metrics, processes_of, small_recipe, start, wait_until
 from web import Service, make_reward_model
 
+from cluster import logprobs
 from cluster.ledger import table_path
 from rollout.schema import read_table, to_groups
 
@@ -183,10 +185,26 @@ def test_one_step_off_with_two_ranks_and_a_reference(tiny: Path, tmp_path: Path)
             "learner.ranks": "2",
             "learner.zero.stage": "3",
             "learner.algorithm.kl.coef": "0.01",
+            "learner.record_logprobs": "true",
         },
     )
     cohort("train", *arguments)
-    rows = metrics(tmp_path / "outputs" / "async")
+    folder = tmp_path / "outputs" / "async"
+    rows = metrics(folder)
+    for step in range(1, 7):
+        table, noted = (
+            read_table(table_path(folder / "rollouts", step)),
+            logprobs.read(folder, step),
+        )
+        assert noted is not None
+        gaps = {True: [0.0], False: [0.0]}
+        for row, learners in zip(table.to_pylist(), noted.to_pylist(), strict=True):
+            of_today = np.array(row["policy_versions"]) == step - 1
+            gap = np.abs(np.array(learners) - np.array(row["behaviour_logprobs"]))
+            for fresh in (True, False):
+                gaps[fresh] += gap[of_today == fresh].tolist()
+        assert max(gaps[True]) < 1e-4, "the policy that sampled a token gives it what it was given"
+        assert len(gaps[False]) == 1 or max(gaps[False]) > 1e-4, "another policy's is another"
     assert max(row["schedule/staleness_max"] for row in rows) == 1, "nothing was ever off-policy"
     for row in rows:
         assert row["policy/canary_gap"] <= 1e-4

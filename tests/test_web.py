@@ -10,17 +10,19 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builders import group
 from runs import ROOT, environment
 from starlette.testclient import TestClient
 
+from cluster import logprobs
 from cluster.config import RunConfig
 from cluster.timeline import chrome_trace, read_timeline
 from cluster.web.app import make_app
 from cluster.web.report import write_report
 from cluster.web.shown import visible
-from rollout.schema import to_table, write_table
+from rollout.schema import read_table, to_table, write_table
 
 HOSTILE = {
     "script": "<script>document.title='owned'</script><img src=x onerror=alert(1)>",
@@ -84,6 +86,20 @@ def client(tiny: Path, tmp_path: Path) -> TestClient:
     return TestClient(make_app(tmp_path / "runs"), base_url="http://127.0.0.1")
 
 
+def test_the_ratio_of_learner_and_sampler(client: TestClient, tmp_path: Path):
+    run, page = tmp_path / "runs" / "one", "/run/one/step/1/group/0?colour=ratio"
+    assert "did not record: learner.record_logprobs=true" in client.get(page).text
+    table = read_table(run / "rollouts" / "000001.arrow")
+    theirs = [np.array(row, dtype=np.float32) for row in table["behaviour_logprobs"].to_pylist()]
+    theirs[0][0] += np.log(2.0)
+    theirs[1][:] = np.nan  # without a reward: nobody was asked
+    logprobs.write(run, 1, theirs)
+    said = client.get(page).text
+    assert said.count('class="up3"') == 1 and "ratio 2" in said and "did not record" not in said
+    logprobs.write(run, 1, [each[:-1] for each in theirs])  # of a table that was replaced
+    assert "did not record" in client.get(page).text
+
+
 PAGES = (
     "/",
     "/run/one",
@@ -92,6 +108,7 @@ PAGES = (
     "/run/one/step/1/group/0",
     "/run/one/step/1/group/2?colour=version",
     "/run/one/step/1/group/5?colour=trainable",
+    "/run/one/step/1/group/0?colour=ratio",
     "/run/one/prompt?id=test/1",
     "/run/one/search?q=onerror",
     "/run/one/search?outcome=unscorable",

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from cluster import logprobs
 from cluster.config import RunConfig
 from cluster.health import AT_FIRST, RECENT, warnings
 from cluster.timeline import read_timeline
@@ -32,7 +33,7 @@ PER_PAGE = 20
 """Groups"""
 MOST_TIMES = 40
 """Groups of one prompt over training"""
-MODES = ("logprob", "version", "trainable")
+MODES = ("logprob", "ratio", "version", "trainable")
 """What tokens are coloured by"""
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 ANY = ("0.0.0.0", "::")
@@ -177,6 +178,7 @@ class Pages:
             "group": group,
             "mode": mode,
             "modes": MODES,
+            "noted": logprobs.COLUMN in group.rows[0],
             "tokens": [
                 tokens_of(run, row, mode, MOST_TOKENS // len(group.rows)) for row in group.rows
             ],
@@ -290,20 +292,26 @@ def tokens_of(run: RunFolder, row: Mapping[str, Any], mode: str, most: int) -> l
         return None
     first = min(row["policy_versions"])
     tokens = []
-    for piece, logprob, version, trainable in zip(
+    for piece, logprob, version, trainable, learners in zip(
         pieces,
         row["behaviour_logprobs"],
         row["policy_versions"],
         row["trainable"],
+        row.get(logprobs.COLUMN) or [math.nan] * len(ids),
         strict=False,
     ):
+        gap = learners - logprob
         if mode == "version":
             shade = f"v{(version - first) % 8}"
         elif mode == "trainable":
             shade = "t1" if trainable else "t0"
+        elif mode == "ratio":
+            shade = ratio_shade_of(gap) if trainable else "t0"
         else:
             shade = f"p{shade_of(logprob)}" if trainable else "t0"
         told = f"{visible(piece)!r}: logprob {number(logprob)}, version {version}"
+        if math.isfinite(gap):
+            told += f", ratio {number(math.exp(min(gap, 700)))}"
         tokens.append(Token(visible(piece), shade, told + ", not trained" * (not trainable)))
     return tokens
 
@@ -319,6 +327,17 @@ def shade_of(logprob: float) -> int:
     (0, 2, 7)
     """
     return min(int(-2 * logprob), 7) if math.isfinite(logprob) else 7
+
+
+def ratio_shade_of(gap: float) -> str:
+    """Of the logarithm of the ratio of the learner's probability and the sampler's: to which side,
+    and how far, from a hundredth to half a nat.
+
+    >>> [ratio_shade_of(gap) for gap in (0.001, 0.05, -0.3, 2.0)]
+    ['same', 'up1', 'down2', 'up3']
+    """
+    far = sum(abs(gap) >= bound for bound in (0.01, 0.1, 0.5))
+    return f"{'up' if gap > 0 else 'down'}{far}" if far else "same"
 
 
 def serve(root: Path, host: str, port: int) -> None:

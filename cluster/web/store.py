@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
+from cluster import logprobs
 from cluster.files import read_lines
 from cluster.ledger import table_path
 from cluster.metrics import read_metrics
@@ -96,11 +97,17 @@ class RunFolder:
         return sorted(int(path.stem) for path in found)
 
     def table(self, step: int) -> pa.Table:
-        """Raises ValueError when it is not there, or no table."""
+        """With the column `learner_logprobs` where they were recorded. Raises ValueError when it is
+        not there, or no table."""
         path = table_path(self.folder / "rollouts", step)
         if not path.is_file():
             raise ValueError(f"{self.name} has no table of step {step}")
-        return _read(path, path.stat().st_mtime_ns)
+        table, noted = _read(path, path.stat().st_mtime_ns), logprobs.read(self.folder, step)
+        if noted is None:
+            return table
+        lengths = [compute.list_value_length(each) for each in (noted, table["completion_ids"])]
+        # Otherwise they are of a table that another has replaced since.
+        return table.append_column(logprobs.COLUMN, noted) if lengths[0] == lengths[1] else table
 
     def groups(
         self, step: int, wanted: Filter, *, sort: str = "ticket", falling: bool = False
