@@ -1,7 +1,9 @@
 """The files of `docker compose`. No Docker engine runs here: what can be read of them is checked,
 and their commands, environment and topology run in network namespaces instead of containers."""
 
+import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -74,6 +76,35 @@ def test_files_that_compose_names_are_there():
     cuda = yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text())
     assert set(cuda["services"]) == set(PLACES)
     assert subprocess.run(["sh", "-n", str(DOCKER / "smoke.sh")]).returncode == 0
+
+
+@pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.cuda.yaml"]])
+def test_compose_takes_the_files(files: list[str], tmp_path: Path):
+    known = DOCKER
+    if shutil.which("docker"):
+        command = ["docker", "compose"]
+    elif shutil.which("docker-compose"):  # the first version lacks two fields of the second
+        known = shutil.copytree(DOCKER, tmp_path / "docker")
+        text = (known / "compose.yaml").read_text()
+        text = text.replace("name: cohort\n", "").replace(
+            "environment: RAY_TOKEN", "file: smoke.sh"
+        )
+        (known / "compose.yaml").write_text(text)
+        command = ["docker-compose"]
+    else:
+        pytest.skip("neither docker nor docker-compose is here")
+    for name in files:
+        command += ["-f", str(known / name)]
+    command += ["config", "-q"]
+    done = subprocess.run(command, env={**os.environ, "RAY_TOKEN": "x"}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_linter_has_nothing_to_say_of_the_image():
+    if not (hadolint := shutil.which("hadolint")):
+        pytest.skip("hadolint is not here")
+    done = subprocess.run([hadolint, str(DOCKER / "Dockerfile")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def only(required: str, optional: str = "", **properties: Any) -> dict:
