@@ -95,6 +95,14 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
+def until_gone(folder: Path, seconds: float = 15) -> None:
+    """No process of the run is left. Raises AssertionError with those that are."""
+    deadline = time.monotonic() + seconds
+    while left := processes_of(folder):
+        assert time.monotonic() < deadline, f"after {seconds} s there still are {left}"
+        time.sleep(0.1)
+
+
 def wait_until(condition, seconds: float, what: str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

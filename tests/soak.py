@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from runs import processes_of, wait_until
+from runs import until_gone
 from survival import Live, check_record
 
 from cluster.tools import audit
@@ -28,7 +28,7 @@ def hurt(run: Live, rng: random.Random) -> str:
     if role == "driver":
         os.kill(run.process.pid, signal.SIGKILL)
         run.process.wait()
-        wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
+        until_gone(run.folder)
         run.again()
         return "driver SIGKILL"
     try:

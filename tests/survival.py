@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from runs import jsonl, metrics, processes_of, small_recipe, start, wait_until
+from runs import jsonl, metrics, small_recipe, start, until_gone, wait_until
 
 from cluster.ledger import conserved, read_ledger, table_path
 from rollout.schema import read_table
@@ -177,4 +177,4 @@ def check_record(folder: Path, steps: int, bound: int = 0) -> None:
         for versions in table["policy_versions"].to_pylist():
             assert commit.step - 1 - bound <= min(versions) <= max(versions) < commit.step
     assert {row["step"] for row in metrics(folder)} >= set(range(1, steps + 1))
-    wait_until(lambda: processes_of(folder) == [], 15, "no process of the run left")
+    until_gone(folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from nodes import PORT, Nodes, possible
-from runs import processes_of, wait_until
+from runs import until_gone, wait_until
 from survival import Live, check_equal, check_record
 
 from cluster.tools import audit
@@ -153,7 +153,7 @@ def test_without_its_head_a_run_ends_and_goes_on_in_another_cluster(
     output = run.end(expect=1, seconds=90)
     print(f"ended {time.monotonic() - begun:.0f} s behind the head")
     assert "has not answered for 30 s: the cluster is lost" in output, output[-3000:]
-    wait_until(lambda: processes_of(run.folder) == [], 75, "no process left")
+    until_gone(run.folder, 75)
     for index in (0, 1, 2):
         nodes.end_ray(index)
     run.let_go("reward.before_return")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 from ranks import free_port
-from runs import ROOT, metrics, processes_of, small_recipe, wait_until
+from runs import ROOT, metrics, processes_of, small_recipe, until_gone, wait_until
 
 from cluster.tools.submit import submit
 
@@ -244,7 +244,7 @@ def stop(head: Head, name: str, folder: Path) -> None:
     """A job under way; nothing of it is left."""
     assert processes_of(folder)
     head.job("stop", name)
-    wait_until(lambda: processes_of(folder) == [], 15, "no process left")
+    until_gone(folder)
     wait_until(lambda: "stopped" in head.status(name).lower(), 60, "the status")
 
 

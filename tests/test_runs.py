@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import cohort, jsonl, metrics, processes_of, small_recipe, start, wait_until
+from runs import cohort, jsonl, metrics, processes_of, small_recipe, start, until_gone, wait_until
 from web import Service, make_reward_model
 
 from cluster import logprobs
@@ -135,7 +135,7 @@ def test_a_run_killed_behind_a_checkpoint_ends_with_the_undisturbed_runs_weights
     wait_until(lambda: ledger.exists() and len(jsonl(ledger)) >= 3, 200, "step 3")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    wait_until(lambda: processes_of(folder) == [], 15, "no process left")
+    until_gone(folder)
     output = cohort("train", *arguments)
     done = r"resumed at step [34]: (12|16) groups trained, the last [12] steps replayed"
     assert re.search(done, output), output
@@ -165,7 +165,7 @@ def test_a_signal_ends_everything(signal_number: int, tiny: Path, tmp_path: Path
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 128 + signal_number, output[-3000:]
     assert "goes on from the last step" in output
-    wait_until(lambda: processes_of(folder) == [], 15, "no process left")
+    until_gone(folder)
     done = len(jsonl(ledger))
     saved = [int(path.name) for path in (folder / "checkpoints").iterdir()]
     in_an_update = (folder / "rollouts" / f"{done + 1:06d}.arrow").exists()

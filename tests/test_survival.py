@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from disks import Disk, Failing, Small, WithQuota
-from runs import jsonl, metrics, processes_of, wait_until
+from runs import jsonl, metrics, until_gone
 from survival import Live, check_equal, check_record
 from web import Service, make_reward_model
 
@@ -43,7 +43,7 @@ def nothing_left():
 
 def goes_on_to_the_same_end(run: Live, undisturbed: Path) -> str:
     """The same command again, behind an end that left no process; its output."""
-    wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
+    until_gone(run.folder)
     run.again()
     output = run.end()
     check_record(run.folder, 8)
@@ -85,7 +85,7 @@ def test_a_run_whose_every_part_dies_once_ends_with_the_undisturbed_runs_weights
     done = run.steps_done
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait()
-    wait_until(lambda: processes_of(run.folder) == [], 15, "no process left behind the driver")
+    until_gone(run.folder)
     run.again()
     output = run.end()
     assert f"resumed at step {done}" in output or f"resumed at step {done + 1}" in output
@@ -230,7 +230,7 @@ def test_an_asynchronous_run_whose_parts_die_keeps_its_bound_and_its_prompts(
     run.until_step(24)
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait()
-    wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
+    until_gone(run.folder)
     run.again()
     run.end()
     check_record(run.folder, 30, bound=2)
@@ -275,7 +275,7 @@ def test_a_preempted_run_ends_within_its_grace_and_goes_on(
     run.process.send_signal(signal.SIGTERM)
     run.end(expect=143, seconds=30)
     print(f"{point}: ended {time.monotonic() - begun:.1f} s after SIGTERM")
-    wait_until(lambda: processes_of(run.folder) == [], 15, "no process left")
+    until_gone(run.folder)
     saved = [int(path.name) for path in (run.folder / "checkpoints").glob("[0-9]*")]
     between_updates = point not in ("learner.backward", "checkpoint.after_shard")
     assert (max(saved) == done) or not between_updates, "no checkpoint of the last step"
