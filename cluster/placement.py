@@ -24,9 +24,9 @@ from cluster.config import RunConfig
 from cluster.device import Device
 from cluster.pool import Member, Pool, answer, ask_all
 from cluster.progress import Progress
+from cluster.reaper import RUN_MARK
 from cluster.scoring import ServiceConfig, services_of
 from cluster.stacks import AGAIN
-from cluster.sweep import RUN_MARK
 from rewards import faults
 from rewards.reward_model import RewardModelConfig
 from rewards.scorer import LANES

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from cluster import reaper
 from cluster.config import RunConfig
 from cluster.errors import Stopped
 from cluster.progress import Progress
@@ -38,6 +39,7 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
         progress.line(f"joining the Ray cluster at {address}")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     failed = False
+    watching = reaper.start(config.folder) if address == "local" else None
     # Asked in the main thread, Ray takes SIGTERM for itself, and a signal that comes while it
     # starts would leave half of it behind. Its processes end with the thread that asked.
     keeper = ThreadPoolExecutor(1, "ray")
@@ -54,6 +56,8 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
         with signals_wait():
             ray.shutdown()
             keeper.shutdown()
+            if watching is not None:
+                reaper.stop(watching)
             forget_session(config.folder, keep_logs=failed)
 
 

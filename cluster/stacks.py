@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 
 from cluster.pool import Pool, answer
-from cluster.sweep import RUN_MARK, processes_of
+from cluster.reaper import RUN_MARK, processes_of
 
 FOLDER = "stacks"
 ANSWER_SECONDS = 2.0

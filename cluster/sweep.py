@@ -4,35 +4,19 @@ import contextlib
 import fcntl
 import os
 import shutil
-import signal
 import tempfile
 import time
 from pathlib import Path
 
+from cluster.reaper import kill, processes_of
 from rollout.sampler import TEMPORARY
 
-RUN_MARK = "COHORT_RUN"
-"""Environment variable of every process of a run: its run folder."""
 GONE_SECONDS = 5.0
 """For processes that were killed to be gone."""
 SESSION = ".ray_session"
 """File of a run folder: where the Ray that was started for it has its own. There while it runs."""
 START_SECONDS = 120.0
 """Between asking for a Ray and its folder."""
-
-
-def processes_of(folder: Path) -> list[int]:
-    """Of a run, on this machine, but for the one that asks: whoever carries its mark."""
-    mark = f"{RUN_MARK}={folder.resolve()}".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            marked = mark in (process / "environ").read_bytes().split(b"\0")
-        except OSError:  # another user's, or gone
-            continue
-        if marked and int(process.name) != os.getpid():
-            found.append(int(process.name))
-    return found
 
 
 def remember_session(folder: Path) -> None:
@@ -81,9 +65,7 @@ def sweep(folder: Path) -> int:
     """Kill its processes, the frozen ones included, and remove what they left in temporary places
     of this machine; how many processes there were."""
     found = processes_of(folder)
-    for pid in found:
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    kill(found)
     deadline = time.monotonic() + GONE_SECONDS
     while processes_of(folder) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -302,6 +302,18 @@ def test_a_run_that_is_stopped_while_it_starts_leaves_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seconds", [8.0, 10.0, 12.0, 14.0])
+def test_a_driver_that_is_killed_while_it_starts_leaves_nothing(
+    seconds: float, tiny: Path, tmp_path: Path
+):
+    run = Live(tmp_path, tiny, "early")
+    time.sleep(seconds)
+    run.process.kill()
+    run.process.wait()
+    until_gone(run.folder)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("who", "fault"),
     [

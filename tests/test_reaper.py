@@ -1,0 +1,66 @@
+"""Who carries the mark of a run whose driver is gone does not live on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from runs import until_gone, wait_until
+
+from cluster import reaper
+
+SLEEPS = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+DRIVER = """
+import os, sys
+from pathlib import Path
+from cluster import reaper
+reaper.start(Path(sys.argv[1]))
+print("watched", flush=True)
+os.read(0, 1)
+"""
+
+
+def marked(folder: Path) -> subprocess.Popen:
+    mark = {reaper.RUN_MARK: str(folder.resolve())}
+    return subprocess.Popen([sys.executable, "-c", SLEEPS], env={**os.environ, **mark})
+
+
+def test_a_killed_drivers_processes_go_and_those_of_its_successor_stay(tmp_path: Path):
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(reaper.__file__).parent.parent,
+    )
+    assert driver.stdout is not None and driver.stdout.readline() == b"watched\n"
+    deaf, frozen, others = marked(tmp_path), marked(tmp_path), marked(tmp_path / "other")
+    os.kill(frozen.pid, signal.SIGSTOP)
+    time.sleep(0.5)
+    driver.kill()
+    time.sleep(0.2)
+    successor = marked(tmp_path)
+    try:
+        for process in (deaf, frozen):
+            assert process.wait(reaper.GRACE_SECONDS + 3) == -signal.SIGKILL
+        time.sleep(0.5)
+        assert successor.poll() is None and others.poll() is None
+    finally:
+        for process in (driver, successor, others):
+            process.kill()
+            process.communicate()
+
+
+def test_stopping_it_waits_until_nothing_is_left(tmp_path: Path):
+    watching, process = reaper.start(tmp_path), marked(tmp_path)
+    wait_until(lambda: reaper.processes_of(tmp_path) == [process.pid], 5, "the process")
+    began = time.monotonic()
+    reaper.stop(watching)
+    assert time.monotonic() - began > reaper.GRACE_SECONDS
+    assert watching.returncode == 0 and process.wait(1) == -signal.SIGKILL
+    until_gone(tmp_path)
+    again = reaper.start(tmp_path)
+    began = time.monotonic()
+    reaper.stop(again)
+    assert time.monotonic() - began < 2, "nobody was left to wait for"
