@@ -283,6 +283,7 @@ class RunConfig(BaseModel):
             )
         algorithm, row = self.learner.algorithm, build(self.learner.algorithm)
         asks = algorithm.kl.coef or row.critic or algorithm.anchor == "recomputed"
+        asks = asks or self.learner.record_logprobs
         if schedule.parts > 1 and (row.supervised or not asks):
             broken.append(
                 f"schedule.parts={schedule.parts} has no use: the learner asks no model about the "
@@ -326,7 +327,12 @@ class RunConfig(BaseModel):
         """What decides the numbers: all fields but those that may change between a run and its
         continuation. Resuming with others is refused."""
         run = ("output_dir", "name", "steps", "prepare")
-        exact = (*run, "sampler.max_replicas", "learner.max_skipped_steps")
+        exact = (
+            *run,
+            "sampler.max_replicas",
+            "learner.max_skipped_steps",
+            "learner.record_logprobs",
+        )
         branches = ("checkpoint.", "logging.", "cluster.", "eval.")
         deciding = {
             key: value

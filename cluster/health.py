@@ -133,10 +133,13 @@ def timeouts(seen: Seen) -> str:
 
 
 def _worst(seen: Seen, fault: str) -> str:
-    """The verifier that most of them are of, in brackets."""
-    counts = {name: seen.now(f"reward/{name}/{fault}") for name in seen.config.rewards.verifiers}
-    worst = max(counts, key=lambda name: counts[name])
-    return f" (most by {worst})" if counts[worst] else ""
+    """The verifier that most of them are of, in brackets, where it is one: a scoring that hangs or
+    kills its process is held against all functions that it was to call."""
+    verifiers = seen.config.rewards.verifiers
+    counts = {n: seen.now(f"reward/{n}/{fault}") for n in verifiers if verifiers[n].weight}
+    most = max(counts.values(), default=0.0)
+    found = [name for name, count in counts.items() if count == most]
+    return f" (most by {found[0]})" if most and len(found) == 1 else ""
 
 
 def _share(seen: Seen, count: str) -> float:
@@ -248,4 +251,6 @@ def warnings(first: Sequence[Row], recent: Sequence[Row], config: RunConfig) -> 
 def _means(rows: Sequence[Row]) -> Row:
     names = {name for row in rows for name in row}
     found = {name: [row[name] for row in rows if name in row] for name in names}
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    # A phase that a step was without took it no time.
+    counts = {name: len(rows) if name.startswith("time/") else len(found[name]) for name in names}
+    return {name: sum(values) / counts[name] for name, values in found.items()}

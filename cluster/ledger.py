@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 from blake3 import blake3
 
+from cluster import logprobs
 from cluster.files import free_name, replace_text, whole_lines
 from cluster.window import WindowState
 from rollout import ScoredGroup
@@ -172,6 +173,7 @@ class Ledger:
         for path in list(self._recorded()):  # a replay must not mix what was trained with the rest
             if int(path.stem) > step:
                 path.rename(free_name(path.with_suffix(".arrow.superseded")))
+                logprobs.forget(self._rollouts.parent, int(path.stem))
         # Not by the lines: one that was damaged trained its groups all the same.
         left = len(window.pending) + window.discarded + window.dropped
         self._trained = window.next_ticket - left
@@ -183,6 +185,7 @@ class Ledger:
         for path in list(self._recorded()):
             if int(path.stem) <= step:
                 path.unlink()
+                logprobs.forget(self._rollouts.parent, int(path.stem))
 
     def _recorded(self) -> Iterator[Path]:
         return self._rollouts.glob("[0-9]*.arrow")

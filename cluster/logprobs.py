@@ -28,6 +28,11 @@ def write(folder: Path, step: int, logprobs_N: Sequence[np.ndarray]) -> None:
     os.replace(temporary, path)
 
 
+def forget(folder: Path, step: int) -> None:
+    """With the table that they are about."""
+    path_of(folder, step).unlink(missing_ok=True)
+
+
 def read(folder: Path, step: int) -> pa.ChunkedArray | None:
     """None where they were not recorded, or cannot be read."""
     try:

@@ -52,14 +52,14 @@ def describe(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         metrics["reward/greedy"] = _mean(greedy)
     if any(g.steps for g in groups):
         metrics["reward/judged_steps"] = _mean([len(s) for g in groups for s in g.steps])
-    for name in sorted({name for s in scores for name in s.parts}):
-        metrics[f"reward/{name}"] = _mean([s.parts[name] for s in scores if name in s.parts])
     for name in sorted({name for s in scores for name in s.seconds}):
         spent = [s.seconds[name] for s in scores if name in s.seconds]
         metrics[f"reward/{name}/seconds"] = _mean(spent)
-        for fault in FAULTS:
-            count = sum(s.faults.get(name) == fault for s in scores)
-            metrics[f"reward/{name}/{fault}"] = float(count)
+        faults = [s.faults.get(name) for s in scores if s.faults is not None]
+        for fault in FAULTS if faults else ():
+            metrics[f"reward/{name}/{fault}"] = float(faults.count(fault))
+    for name in sorted({name for s in scores for name in s.parts}):
+        metrics[f"reward/{name}"] = _mean([s.parts[name] for s in scores if name in s.parts])
     return metrics
 
 

@@ -24,7 +24,7 @@ from cluster.config import RunConfig
 from cluster.device import Device
 from cluster.pool import Member, Pool, answer, ask_all
 from cluster.progress import Progress
-from cluster.reaper import RUN_MARK
+from cluster.reaper import identity, marks_of
 from cluster.scoring import ServiceConfig, services_of
 from cluster.stacks import AGAIN
 from rewards import faults
@@ -268,7 +268,7 @@ class Fleet:
         """Makes actors of one role: named, with the device's resources and environment."""
         on_gpu = self._device.resource == "GPU" and devices > 0
         share = devices * self._device.share
-        variables = {**env, RUN_MARK: str(self._folder)}
+        variables = {**env, **marks_of(self._folder, identity())}
         if faults.VARIABLE in os.environ:
             variables[faults.VARIABLE] = os.environ[faults.VARIABLE]
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:

@@ -17,17 +17,32 @@ from pathlib import Path
 
 RUN_MARK = "COHORT_RUN"
 """Environment variable of every process of a run: its run folder."""
+DRIVER_MARK = "COHORT_DRIVER"
+"""Whose: the same run may be started again while the reaper of its last driver is at work."""
+GOODBYE = b"."
+"""Of a driver that ends in order"""
 GRACE_SECONDS = 4.0
 """For those that end by themselves."""
 
 
-def processes_of(folder: Path) -> list[int]:
-    """Of a run, on this machine, but for the one that asks: whoever carries its mark."""
-    mark = f"{RUN_MARK}={folder.resolve()}".encode()
+def marks_of(folder: Path, driver: str = "") -> dict[str, str]:
+    """The environment of a run's processes."""
+    return {RUN_MARK: str(folder.resolve())} | ({DRIVER_MARK: driver} if driver else {})
+
+
+def identity() -> str:
+    """Of this process, and of no later one of its number."""
+    began = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]
+    return f"{os.getpid()}-{began}"
+
+
+def processes_of(folder: Path, driver: str = "") -> list[int]:
+    """Of a run, or of what one driver of it started, on this machine, but for the one that asks."""
+    marks = {f"{name}={value}".encode() for name, value in marks_of(folder, driver).items()}
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            marked = mark in (process / "environ").read_bytes().split(b"\0")
+            marked = marks <= {*(process / "environ").read_bytes().split(b"\0")}
         except OSError:  # another user's, or gone
             continue
         if marked and int(process.name) != os.getpid():
@@ -47,7 +62,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     """To be told by `stop` that the driver ends, or by the driver's end itself."""
     environment = {name: value for name, value in os.environ.items() if name != RUN_MARK}
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(folder.resolve())],
+        [sys.executable, "-I", "-S", __file__, str(folder.resolve()), identity()],
         stdin=subprocess.PIPE,
         env=environment,
         start_new_session=True,  # Ctrl-C is not for it
@@ -55,34 +70,28 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def stop(reaper: subprocess.Popen[bytes]) -> None:
-    """Returns when nothing of the run is left."""
+    """Returns when nothing that this driver started is left, or after `2 * GRACE_SECONDS`."""
     try:
-        reaper.communicate(timeout=2 * GRACE_SECONDS)
+        reaper.communicate(GOODBYE, timeout=2 * GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         reaper.kill()
         reaper.wait()
 
 
-def reap(folder: Path) -> None:
-    # The same run may be started again meanwhile: its processes are none of those of now.
-    ended = time.clock_gettime(time.CLOCK_BOOTTIME)
-    deadline = ended + GRACE_SECONDS
-    while left := [pid for pid in processes_of(folder) if began(pid) < ended]:
-        if time.clock_gettime(time.CLOCK_BOOTTIME) > deadline:
-            kill(left)
+def reap(folder: Path, driver: str, *, orderly: bool) -> None:
+    """Who ended in order has started nobody in its last moment; who was killed may have."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline:
+        if orderly and not processes_of(folder, driver):
             return
+        time.sleep(0.1)
+    while left := processes_of(folder, driver):
+        if time.monotonic() > deadline + GRACE_SECONDS:
+            return
+        kill(left)
         time.sleep(0.1)
 
 
-def began(pid: int) -> float:
-    """Seconds after the machine's start; without end for a process that is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return float("inf")
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
-
-
 if __name__ == "__main__":
-    sys.stdin.buffer.read()
-    reap(Path(sys.argv[1]))
+    said = sys.stdin.buffer.read()
+    reap(Path(sys.argv[1]), sys.argv[2], orderly=said == GOODBYE)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from ray.exceptions import RayError
 
@@ -124,6 +125,8 @@ class Run:
         self._updating = False
         """The learner's weights are of no step."""
         self._unlogged: tuple[int, dict[str, float]] | None = None
+        self._noted: list[np.ndarray] | None = None
+        """What the learner said of the table that it trains; written when that is committed."""
         self._logged_at = time.monotonic()
 
     async def start(self) -> None:
@@ -311,13 +314,7 @@ class Run:
         finally:
             watching.cancel()
         self.supervisor.version = reports[0].version
-        if reports[0].logprobs is not None:
-            try:
-                await asyncio.to_thread(
-                    logprobs.write, self.folder, reports[0].version, reports[0].logprobs
-                )
-            except OSError as error:  # only people read them
-                self.progress.line(f"step {reports[0].version}: logprobs not recorded: {error}")
+        self._noted = reports[0].logprobs
         self.trained_groups += self.config.schedule.groups_per_step
         return dict(reports[0].metrics)
 
@@ -354,6 +351,12 @@ class Run:
     def committed(self, step: int, metrics: dict[str, float]) -> None:
         """What is known of the step before its weights are published."""
         self._unlogged = step, metrics
+        if self._noted is not None:
+            try:
+                logprobs.write(self.folder, step, self._noted)
+            except OSError as error:  # only people read them
+                self.progress.line(f"step {step}: logprobs not recorded: {error}")
+            self._noted = None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._unlogged = None

@@ -62,12 +62,19 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
 
 
 def _join_ray(config: RunConfig, address: str, options: dict[str, Any]) -> None:
+    # What Ray starts here carries the run's marks, its own helpers as well as our actors.
+    marks = {}
     if address == "local":
         remember_session(config.folder)
+        marks = reaper.marks_of(config.folder, reaper.identity())
+    os.environ.update(marks)
     try:
         ray.init(address=address, **options)
     except ConnectionError as error:
         raise RuntimeError(f"no Ray cluster at {address}: {error}") from error
+    finally:
+        for name in marks:
+            del os.environ[name]
     if address == "local":
         token = Path.home() / ".ray" / "auth_token"  # Ray makes it for all to read
         with contextlib.suppress(OSError):

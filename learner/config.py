@@ -281,7 +281,8 @@ class LearnerConfig(BaseModel):
     record_logprobs: bool = False
     """Keep what the policy gave each token just before it was trained on it, under `logprobs/` in
     the run folder: then `view` shows the ratio to the sampler's. Under `anchor=recomputed` it is
-    known anyway; otherwise it is one more forward pass over each table."""
+    known anyway; otherwise it is one more forward pass over each table. Fine-tuning has no sampler
+    to compare with, and records none."""
 
     deepspeed: dict[str, Any] = {}
     """Merged into the DeepSpeed config, last."""

@@ -51,7 +51,7 @@ STATE = "learner.json"
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What the updates on one table did; the same on every rank."""
+    """What the updates on one table did; but for `logprobs`, the same on every rank."""
 
     version: int
     """The policy version that they made."""

@@ -87,9 +87,9 @@ class Score:
     steps, what the others gave is one more, at the end."""
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     """How long each verifier took."""
-    faults: Mapping[str, Outcome] = field(default_factory=dict, compare=False)
-    """Of the verifiers that said something else than `scored`. For the metrics; in a recorded table
-    `note` names them."""
+    faults: Mapping[str, Outcome] | None = field(default=None, compare=False)
+    """Of the verifiers that said something else than `scored`. None where that is not known: in a
+    recorded table only `note` names them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

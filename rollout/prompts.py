@@ -238,10 +238,11 @@ def _uses_chat(config: PromptConfig, tokenizer: Any) -> bool:
 def _templated(config: PromptConfig, tokenizer: Any, question: str | list[dict[str, str]]) -> str:
     if not _uses_chat(config, tokenizer):
         if not isinstance(question, str):
-            if [message["role"] for message in question] != ["user"]:
+            alone = [message.get("role") for message in question] == ["user"]
+            if not alone or not isinstance(question[0].get("content"), str):
                 raise ValueError(
-                    "a conversation needs a chat template: the tokenizer has none, or "
-                    "prompts.template=raw"
+                    "a conversation needs a chat template, or is to be one text of the user's: the "
+                    "tokenizer has none, or prompts.template=raw"
                 )
             question = question[0]["content"]
         return config.prefix + question + config.suffix

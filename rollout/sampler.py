@@ -257,7 +257,9 @@ class Sampler:
                 seed=seed,
                 logprobs=0,
                 flat_logprobs=True,
-                detokenize=bool(sampling.stop),  # what vLLM looks for them in
+                # What vLLM looks for them in. An end of turn may be one of them.
+                detokenize=bool(sampling.stop),
+                skip_special_tokens=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             for seed in (seeds or [None])

@@ -52,9 +52,17 @@ def test_a_learner_that_waits_for_evaluations_is_not_short_of_samplers():
     assert said(waits) == {} and "idle_learner" in said({**waits, "time/evaluate": 0.5})
 
 
+def test_one_evaluation_among_the_last_steps_does_not_hide_an_idle_learner():
+    calm = {"idle/learner": 0.6, "time/step": 20.0}
+    late = [{**CALM, **calm}] * 4 + [{**CALM, **calm, "time/step": 40.0, "time/evaluate": 20.0}]
+    assert "idle_learner" in health.warnings([CALM] * 5, late, CONFIG)
+
+
 def test_the_verifier_that_fails_most_is_named():
     failing = {"reward/verifier_errors": 40.0, "reward/tags/unscorable": 40.0}
     assert "(most by tags)" in said(failing)["failing_verifiers"]
+    both = {**failing, "reward/number/unscorable": 40.0}  # a child that died was asked for both
+    assert "most by" not in said(both)["failing_verifiers"]
 
 
 def test_a_calm_run_gives_no_reason_to_speak():

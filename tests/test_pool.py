@@ -347,7 +347,7 @@ def test_a_group_that_scorers_die_of_is_unscorable():
 
 def test_an_actor_elsewhere_shows_its_stacks_when_asked_and_once(tmp_path: Path):
     from cluster.actors import ScorerActor
-    from cluster.sweep import RUN_MARK
+    from cluster.reaper import RUN_MARK
     from rewards import RewardConfig
 
     env = {"runtime_env": {"env_vars": {RUN_MARK: str(tmp_path)}}}

@@ -17,14 +17,14 @@ import os, sys
 from pathlib import Path
 from cluster import reaper
 reaper.start(Path(sys.argv[1]))
-print("watched", flush=True)
+print(reaper.identity(), flush=True)
 os.read(0, 1)
 """
 
 
-def marked(folder: Path) -> subprocess.Popen:
-    mark = {reaper.RUN_MARK: str(folder.resolve())}
-    return subprocess.Popen([sys.executable, "-c", SLEEPS], env={**os.environ, **mark})
+def marked(folder: Path, driver: str) -> subprocess.Popen:
+    marks = reaper.marks_of(folder, driver)
+    return subprocess.Popen([sys.executable, "-c", SLEEPS], env={**os.environ, **marks})
 
 
 def test_a_killed_drivers_processes_go_and_those_of_its_successor_stay(tmp_path: Path):
@@ -34,17 +34,15 @@ def test_a_killed_drivers_processes_go_and_those_of_its_successor_stay(tmp_path:
         stdout=subprocess.PIPE,
         cwd=Path(reaper.__file__).parent.parent,
     )
-    assert driver.stdout is not None and driver.stdout.readline() == b"watched\n"
-    deaf, frozen, others = marked(tmp_path), marked(tmp_path), marked(tmp_path / "other")
+    assert driver.stdout is not None
+    name = driver.stdout.readline().decode().strip()
+    deaf, frozen = marked(tmp_path, name), marked(tmp_path, name)
+    others, successor = marked(tmp_path / "other", name), marked(tmp_path, "1-1")
     os.kill(frozen.pid, signal.SIGSTOP)
-    time.sleep(0.5)
     driver.kill()
-    time.sleep(0.2)
-    successor = marked(tmp_path)
     try:
         for process in (deaf, frozen):
-            assert process.wait(reaper.GRACE_SECONDS + 3) == -signal.SIGKILL
-        time.sleep(0.5)
+            assert process.wait(reaper.GRACE_SECONDS + 20) == -signal.SIGKILL
         assert successor.poll() is None and others.poll() is None
     finally:
         for process in (driver, successor, others):
@@ -53,7 +51,7 @@ def test_a_killed_drivers_processes_go_and_those_of_its_successor_stay(tmp_path:
 
 
 def test_stopping_it_waits_until_nothing_is_left(tmp_path: Path):
-    watching, process = reaper.start(tmp_path), marked(tmp_path)
+    watching, process = reaper.start(tmp_path), marked(tmp_path, reaper.identity())
     wait_until(lambda: reaper.processes_of(tmp_path) == [process.pid], 5, "the process")
     began = time.monotonic()
     reaper.stop(watching)
@@ -63,4 +61,4 @@ def test_stopping_it_waits_until_nothing_is_left(tmp_path: Path):
     again = reaper.start(tmp_path)
     began = time.monotonic()
     reaper.stop(again)
-    assert time.monotonic() - began < 2, "nobody was left to wait for"
+    assert time.monotonic() - began < reaper.GRACE_SECONDS, "nobody was left to wait for"

@@ -336,6 +336,8 @@ def ratio_shade_of(gap: float) -> str:
     >>> [ratio_shade_of(gap) for gap in (0.001, 0.05, -0.3, 2.0)]
     ['same', 'up1', 'down2', 'up3']
     """
+    if not math.isfinite(gap):  # nobody asked, as of a completion without a reward
+        return "t0"
     far = sum(abs(gap) >= bound for bound in (0.01, 0.1, 0.5))
     return f"{'up' if gap > 0 else 'down'}{far}" if far else "same"
 
