@@ -281,7 +281,7 @@ def convert(argv: Sequence[str]) -> int:
     from cluster.tools.coming_from import translate
 
     system = verb.removeprefix("from-")
-    print(translate(system, Path(files[0])).text(system, Path(files[0]).name), end="")
+    print(translate(system, Path(files[0])).text(Path(files[0]).name), end="")
     return 0
 
 

@@ -9,9 +9,12 @@ from runs import ROOT
 from cluster import aliases
 from cluster.cli import main
 from cluster.config import load, options
-from cluster.tools import coming_from
-from cluster.tools.coming_from import SYSTEMS, translate
+from cluster.tools import peers
+from cluster.tools.coming_from import translate
+from cluster.tools.peers import DEFAULTS, RENAMED
+from cluster.tools.peers import TABLES as SYSTEMS
 
+MINIBATCH = "actor_rollout_ref.actor.ppo_mini_batch_size"
 VERL = """
 set -x
 python3 -m verl.trainer.main_ppo algorithm.adv_estimator=grpo \\
@@ -49,8 +52,11 @@ def loaded(system: str, text: str, suffix: str, folder: Path) -> tuple:
     file.write_text(text)
     found = translate(system, file)
     recipe = folder / "ours.yaml"
-    recipe.write_text(found.text(system, file.name))
-    return load([str(recipe)], []).config, found.left
+    recipe.write_text(found.text(file.name))
+    config = load([str(recipe)], []).config
+    if "to be settled" not in recipe.read_text():
+        config.check()
+    return config, found.left
 
 
 def test_a_script_of_verl(tmp_path: Path):
@@ -151,7 +157,7 @@ def test_what_is_off_with_them_and_what_has_two_files(tmp_path: Path):
 def test_dapo_of_verl(tmp_path: Path):
     text = (
         "algorithm: {filter_groups: {enable: true}}\n"
-        "reward_model: {overlong_buffer: {len: 512, penalty_factor: 0.5}}\n"
+        "reward_model: {overlong_buffer: {enable: true, len: 512, penalty_factor: 0.5}}\n"
         "data: {max_response_length: 2048}\n"
         "actor_rollout_ref: {rollout: {val_kwargs: {temperature: 0}}}"
     )
@@ -169,9 +175,129 @@ def test_a_kl_term_in_two_places_is_said(tmp_path: Path):
     config, left = loaded("verl", text, ".yaml", tmp_path)
     assert config.learner.algorithm.kl.coef == 0.01
     assert left == [
-        "algorithm.use_kl_in_reward=True",
+        "algorithm.use_kl_in_reward=True: with us the KL term is in one place",
         "algorithm.kl_ctrl.kl_coef=0.02: with us the KL term is in one place",
     ]
+
+
+def options_of(system: str, text: str, folder: Path, suffix: str = ".yaml") -> tuple[dict, list]:
+    file = folder / f"theirs{suffix}"
+    file.write_text(text)
+    found = translate(system, file)
+    return found.options, found.left
+
+
+def test_variables_of_a_script_are_put_in_and_others_left(tmp_path: Path):
+    text = """
+train_prompt_bsz=512
+export MODEL="Qwen/Qwen2.5-7B"
+python3 -m verl.trainer.main_ppo data.train_batch_size=${train_prompt_bsz} \\
+    actor_rollout_ref.actor.ppo_mini_batch_size=$((train_prompt_bsz/16)) \\
+    actor_rollout_ref.model.path=$MODEL data.seed=${SEED:-7} \\
+    actor_rollout_ref.actor.use_kl_loss=${use_kl} data.train_files=$HOME/data/x.parquet
+"""
+    options, left = options_of("verl", text, tmp_path, ".sh")
+    assert options["schedule.groups_per_step"] == 512 and options["seed"] == 7
+    assert options["model.path"] == "Qwen/Qwen2.5-7B"
+    assert options["prompts.dataset"] == str(Path.home() / "data" / "x.parquet")
+    said = {each.partition("=")[0]: each for each in left}
+    for name in ("actor_rollout_ref.actor.use_kl_loss", MINIBATCH):
+        assert said[name].endswith("its value is not in the file"), left
+    assert "learner.algorithm.minibatches" not in options
+
+
+def test_what_is_not_said_is_their_default(tmp_path: Path):
+    options, _ = options_of("openrlhf", "--pretrain a --prompt_data b", tmp_path, ".sh")
+    assert options["learner.algorithm.name"] == "ppo" and options["sampler.group_size"] == 1
+    assert options["learner.algorithm.minibatches"] == 8  # of 1,024 completions, 128 at a time
+    assert options["learner.optim.betas"] == [0.9, 0.95] and options["learner.critic.lr"] == 9e-6
+    options, _ = options_of("verl", "data: {seed: 1}", tmp_path)
+    assert options["learner.algorithm.minibatches"] == 4 and options["sampler.group_size"] == 1
+    options, left = options_of("trl", "seed: 1", tmp_path)
+    assert options["sampler.sampling.max_tokens"] == 256 and left == []
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_defaults_are_options_that_are_known(system: str):
+    assert set(DEFAULTS[system]) <= {*SYSTEMS[system], MINIBATCH, "train_batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("system", "text", "options", "told"),
+    [
+        ("trl", "use_peft: false\nlora_r: 16", {"model.lora.rank": None}, "without use_peft"),
+        ("trl", "use_peft: true", {"model.lora.rank": 16, "model.lora.alpha": 32}, ""),
+        (
+            "trl",
+            "vllm_importance_sampling_correction: false\n"
+            "vllm_importance_sampling_mode: token_truncate",
+            {"learner.algorithm.correction.kind": "none"},
+            "",
+        ),
+        ("trl", "top_k: -1", {"sampler.sampling.top_k": 0}, ""),
+        ("trl", "warmup_steps: 0.03", {"learner.optim.warmup_steps": None}, "warmup_steps=0.03"),
+        ("trl", "save_steps: 0.1", {"checkpoint.every": None}, "save_steps=0.1"),
+        ("trl", 'run_name: "my run, lr 1e-6"', {"name": "my-run-lr-1e-6"}, ""),
+        (
+            "verl",
+            "reward_model: {overlong_buffer: {enable: false, len: 512}}",
+            {"rewards.overlong_buffer": None},
+            "without reward_model.overlong_buffer.enable=True",
+        ),
+        (
+            "verl",
+            "algorithm: {use_kl_in_reward: true}",
+            {"learner.algorithm.kl.estimator": "k1", "learner.algorithm.kl.placement": "reward"},
+            "",
+        ),
+        (
+            "verl",
+            "algorithm: {adv_estimator: grpo}\ncritic: {optim: {lr: 1e-5}}\n"
+            "actor_rollout_ref: {rollout: {n: 8}}",
+            {"learner.critic.lr": None},
+            "the algorithm has no critic",
+        ),
+        (
+            "openrlhf",
+            "bf16: false\ngradient_checkpointing: false\nuse_kl_loss: false\nuse_wandb: null",
+            {
+                "model.dtype": None,
+                "model.gradient_checkpointing": False,
+                "learner.algorithm.kl.placement": None,
+                "logging.trackers": None,
+            },
+            "",
+        ),
+        (
+            "openrlhf",
+            "rollout.n_samples_per_prompt: 4\nactor.model_name_or_path: m\nds.zero_stage: 3",
+            {"sampler.group_size": 4, "model.path": "m", "learner.zero.stage": 3},
+            "",
+        ),
+        (
+            "openrlhf",
+            "use_wandb: key\nuse_tensorboard: folder",
+            {"logging.trackers": ["tensorboard", "wandb"]},
+            "",
+        ),
+    ],
+)
+def test_switches_shares_and_names(
+    system: str, text: str, options: dict, told: str, tmp_path: Path
+):
+    found, left = options_of(system, text, tmp_path)
+    assert {name: found.get(name) for name in options} == options
+    assert told in "\n".join(left) if told else left == []
+
+
+def test_what_a_recipe_lacks_is_said(tmp_path: Path):
+    file = tmp_path / "theirs.yaml"
+    file.write_text("loss_type: grpo\nnum_generations: 1\n")
+    assert "# to be settled: " in translate("trl", file).text("theirs.yaml")
+
+
+def test_newer_names_lead_to_older_ones():
+    assert set(RENAMED.values()) <= set(SYSTEMS["openrlhf"])
 
 
 def test_a_value_of_several_lines_stays_in_its_comment(tmp_path: Path):
@@ -251,11 +377,11 @@ def test_what_the_command_prints_is_a_recipe(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "theirs.yaml").write_text(TRL)
     assert main(["config", "from-trl", str(tmp_path / "theirs.yaml")]) == 0
     said = capsys.readouterr().out
-    assert "# no equivalent: use_vllm=True" in said
+    assert "# not translated: use_vllm=True" in said
     (tmp_path / "ours.yaml").write_text(said)
     assert load([str(tmp_path / "ours.yaml")], []).config.sampler.group_size == 8
 
 
 def test_losses_of_trl_are_rows_of_ours():
-    for row in coming_from.LOSSES.values():
-        assert row["name"] in coming_from.ALGORITHMS
+    for row in peers.LOSSES.values():
+        assert row["name"] in peers.ALGORITHMS
