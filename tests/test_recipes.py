@@ -16,10 +16,9 @@ from rollout.prompts import PromptStream
 GSM8K = {"question": "Tom has 3 pens and buys 4. How many?", "answer": "3 + 4 = 7\n#### 7"}
 DAPO = {"prompt": "What is 1/2 + 1/4?", "solution": "3/4", "data_source": "math_dapo"}
 AIME = {"id": 1, "problem": "Find 60 + 4.", "solution": "It is 64.", "answer": "64", "year": "2024"}
-TACO = {
+TESTS = {
     "question": "Print the sum of two numbers.",
-    "solutions": "[]",
-    "input_output": json.dumps({"inputs": ["1 2\n", "5 6\n"], "outputs": ["3\n", "11\n"]}),
+    "answer": {"inputs": ["1 2\n", "5 6\n"], "outputs": ["3\n", "11\n"]},
 }
 PROGRAM = "So we add.\n```python\nprint(sum(map(int, input().split())))\n```"
 THOUGHT = "<think>two quarters, one more</think> <answer>\\boxed{3/4}</answer>\n"
@@ -29,7 +28,7 @@ RECIPES = {
     "dapo_math_7b": (DAPO, AIME, r"It is \boxed{\frac{3}{4}}.", r"It is \boxed{2/6}.", 1.0),
     "ppo_math_7b": (DAPO, AIME, THOUGHT, THOUGHT.replace("3/4", "1/3"), 1.0),
     "r1_zero_7b": (DAPO, AIME, THOUGHT, r"It is \boxed{2/6}.", 2.0),
-    "code_7b": (TACO, TACO, PROGRAM, PROGRAM.replace("sum", "max"), 1.0),
+    "code_7b": (TESTS, TESTS, PROGRAM, PROGRAM.replace("sum", "max"), 1.0),
 }
 SMALL = {
     "steps": "2",
@@ -68,6 +67,12 @@ def test_every_recipe_is_here():
 def test_a_recipe_says_whether_it_was_run(name: str):
     head = (ROOT / "recipes" / f"{name}.yaml").read_text().partition("name:")[0]
     assert "Not yet run" in head or "Measured" in head
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_reference_that_moves_does_so_before_the_end(name: str):
+    config = recipe(name)
+    assert config.learner.algorithm.kl.update_every < config.steps
 
 
 @pytest.mark.parametrize("name", RECIPES)
