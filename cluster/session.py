@@ -15,6 +15,7 @@ from cluster.errors import Stopped
 from cluster.progress import Progress
 from cluster.signals import signals_wait
 from cluster.sweep import forget_session, remember_session
+from rollout.leftovers import remove_weights
 
 
 @contextlib.contextmanager
@@ -58,6 +59,7 @@ def ray_session(config: RunConfig, progress: Progress) -> Iterator[None]:
             keeper.shutdown()
             if watching is not None:
                 reaper.stop(watching)
+            remove_weights(Path(config.cluster.weight_directory))
             forget_session(config.folder, keep_logs=failed)
 
 

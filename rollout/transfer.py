@@ -26,6 +26,7 @@ import torch
 from blake3 import blake3
 
 from rollout.delta import encode
+from rollout.leftovers import WEIGHTS, lock, remove_weights
 
 Backend = Literal["shm", "ray", "nccl", "ipc"]
 STAGED = ("shm", "ray")
@@ -170,8 +171,10 @@ class SharedMemorySender:
 
     def _handshake(self, directory: Path) -> mmap.mmap:
         directory.mkdir(parents=True, exist_ok=True)
-        fd, path = tempfile.mkstemp(prefix="cohort-weights-", dir=directory)
+        remove_weights(directory)  # of a rank that was killed in the lines below
+        fd, path = tempfile.mkstemp(prefix=WEIGHTS, dir=directory)
         try:
+            lock(fd)
             # Reserve the blocks now: a full file system is an error here, not a SIGBUS later.
             os.posix_fallocate(fd, 0, self._size)
             buffer = mmap.mmap(fd, self._size)

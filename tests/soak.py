@@ -69,6 +69,8 @@ def soak(minutes: float, seed: int, every: float) -> None:
         run.until_step(run.steps_done + 2)
         run.process.send_signal(signal.SIGTERM)
         run.end(expect=143, seconds=60)
+        left = [path.name for path in Path("/dev/shm").glob("cohort-weights-*")]
+        assert left == [], f"shared memory that is nobody's: {left}"
         steps = run.steps_done
         check_record(run.folder, steps, bound=BOUND)
         assert audit.verify(run.folder) == 0

@@ -72,7 +72,9 @@ def second_step_is(learner: Learner, paths: list[str], what: str) -> list:
 
 
 @pytest.mark.deepspeed
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "stage", [0, 3, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2))]
+)
 def test_a_step_that_is_not_finite_on_one_rank_moves_nothing_on_any(
     stage: int, tables: list[str], tiny: Path, tmp_path: Path
 ):

@@ -196,6 +196,7 @@ def prometheus(head: Head, tmp_path: Path):
     server.wait(20)
 
 
+@pytest.mark.slow
 def test_every_panel_of_the_dashboard_has_data_of_a_run(
     head: Head, prometheus: str, tiny: Path, tmp_path: Path
 ):
@@ -229,9 +230,8 @@ def test_every_panel_of_the_dashboard_has_data_of_a_run(
         stop(head, "seen", tmp_path / "outputs" / "seen")
 
 
+@pytest.mark.slow
 def test_stopping_a_job_leaves_nothing_behind(head: Head, tiny: Path, tmp_path: Path):
-    if shutil.which("prometheus"):
-        pytest.skip("the test of the dashboard stops its job")
     head.submit(
         *small_recipe(tmp_path, tiny, name="stopped", steps="10000"), name="stopped", wait=False
     )

@@ -50,6 +50,7 @@ def test_a_run_leaves_what_the_docs_promise(finished: tuple[Path, list[str], str
     assert processes_of(folder) == []
 
 
+@pytest.mark.slow  # tests/test_rows.py trains with both, too
 def test_judged_steps_and_greedy_completions_reach_the_table_and_the_learner(
     tiny: Path, tmp_path: Path
 ):
@@ -246,6 +247,7 @@ def test_dynamic_sampling_with_updates_that_abort(tiny: Path, tmp_path: Path):
             assert len(set(versions)) == 1, "an update went through a completion"
 
 
+@pytest.mark.slow
 def test_groups_that_grow_until_their_rewards_differ(tiny: Path, tmp_path: Path):
     """Under updates that come in between."""
     (tmp_path / "luck.py").write_text(LUCK)
@@ -391,6 +393,7 @@ def test_gsm8k_trains_two_steps_with_a_random_model(shared: Path, tiny: Path, tm
     assert len(metrics(tmp_path / "outputs" / "gsm8k")) == 2
 
 
+@pytest.mark.slow  # tests/test_docs.py has a verifier of one's own
 def test_the_users_own_verifier_and_a_dataset_that_changes(tiny: Path, tmp_path: Path):
     (tmp_path / "my_task.py").write_text(
         "def even(completion, answer):\n    return float(len(completion) % 2 == 0)\n"

@@ -21,7 +21,7 @@ from learner.model import Policy
 from learner.packing import Work
 
 DEVICES = [
-    "cpu",
+    pytest.param("cpu", marks=pytest.mark.slow),
     pytest.param(
         "cuda",
         marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA here"),
