@@ -62,6 +62,7 @@ def read(config: RunConfig, *, replay: Path | None = None, held_out_only: bool =
         notes.append(f"train: {len(given)} demonstrations")
         fingerprint = given.fingerprint
     else:
+        check_length(config)
         prompts = PromptStream(config.prompts, tokenizer, seed=config.seed)
         notes.append(f"train: {prompts.report} ({prompts.layout})")
         fingerprint = prompts.fingerprint
@@ -101,6 +102,27 @@ def load_tokenizer(path: str) -> Any:
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"model.path={path!r} holds no model and tokenizer: {first}") from error
+
+
+def check_length(config: RunConfig) -> None:
+    """Raises ValueError when the model has too few positions for the longest prompt and completion.
+    Whether positions that are stretched reach is vLLM's to judge."""
+    from transformers import AutoConfig
+
+    try:
+        model = AutoConfig.from_pretrained(config.model.path).get_text_config()
+    except (OSError, ValueError):  # said by whoever loads it
+        return
+    positions = getattr(model, "max_position_embeddings", None)
+    stretched = "factor" in str(getattr(model, "rope_parameters", None))
+    if not positions or stretched or "hf_overrides" in config.sampler.engine:
+        return
+    if config.max_model_len > positions:
+        raise ValueError(
+            f"{config.max_model_len} tokens (prompts.max_tokens + sampler.sampling.max_tokens, or "
+            f"sampler.max_model_len) do not fit {config.model.path}, "
+            f"which has max_position_embeddings={positions}: lower one of them"
+        )
 
 
 def _must_exist(path: str, option: str) -> None:

@@ -23,6 +23,7 @@ QUICK = 25.0
         ({"prompts.max_tokens": "8"}, "prompts.max_tokens is 8: raise it"),
         ({"model.path": "/nowhere/model"}, "model.path='/nowhere/model': no such folder"),
         ({"model.path": ""}, "model.path is not set"),
+        ({"sampler.sampling.max_tokens": "300"}, "which has max_position_embeddings=256: lower"),
         ({"sampler.group_size": "1"}, "compares the completions of one prompt"),
         ({"learner.ranks": "3"}, "do not divide by learner.ranks=3"),
         ({"rewards.verifiers": "{numbr: 1.0}"}, "'numbr' is not a built-in verifier"),

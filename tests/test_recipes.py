@@ -34,7 +34,7 @@ SMALL = {
     "steps": "2",
     "model.dtype": "float32",
     "prompts.subset": "",
-    "prompts.max_tokens": "300",
+    "prompts.max_tokens": "236",
     "sampler.replicas": "1",
     "sampler.group_size": "4",
     "sampler.max_running": "32",
