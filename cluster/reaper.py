@@ -79,16 +79,15 @@ def stop(reaper: subprocess.Popen[bytes]) -> None:
 
 
 def reap(folder: Path, driver: str, *, orderly: bool) -> None:
-    """Who ended in order has started nobody in its last moment; who was killed may have."""
-    deadline = time.monotonic() + GRACE_SECONDS
-    while time.monotonic() < deadline:
-        if orderly and not processes_of(folder, driver):
+    """Who ended in order has started nobody in its last moment; who was killed may have, and what
+    that one starts in its turn comes later still."""
+    ended = time.monotonic()
+    while time.monotonic() < ended + (2 if orderly else 3) * GRACE_SECONDS:
+        left = processes_of(folder, driver)
+        if orderly and not left:
             return
-        time.sleep(0.1)
-    while left := processes_of(folder, driver):
-        if time.monotonic() > deadline + GRACE_SECONDS:
-            return
-        kill(left)
+        if time.monotonic() > ended + GRACE_SECONDS:
+            kill(left)
         time.sleep(0.1)
 
 

@@ -45,6 +45,7 @@ SMALL = {
     "learner.algorithm.minibatches": "2",
     "learner.micro_batch_tokens": "2048",
     "rewards.scorers": "1",
+    "rewards.overlong_buffer": "4",
     "eval.prompts": "2",
     "eval.samples": "2",
 }
