@@ -14,7 +14,6 @@ import importlib.util
 import json
 import math
 import multiprocessing
-import socket
 import statistics
 import sys
 import time
@@ -234,17 +233,22 @@ def packed(bench: Bench, length: int, vocabulary: int) -> tuple[Any, int]:
 # -- the learner ----------------------------------------------------------------------------------
 
 
+def bare_step(bench: Bench, policy: Policy, batch: Any, positions: int) -> Callable[[], None]:
+    """An update in plain PyTorch."""
+    adam = Adam(list(policy.parameters()), bench.cuda)
+
+    def step() -> None:
+        update(policy, batch, positions)
+        adam.step()
+
+    return step
+
+
 def training(bench: Bench, wanted: Size, *, recompute: bool) -> dict[str, Any]:
     size = bench.size(wanted)
     length = 256 if bench.small else 16_384
     with bench.policy(size, recompute=recompute) as policy:
-        batch, positions = packed(bench, length, size.vocabulary)
-        adam = Adam(list(policy.parameters()), bench.cuda)
-
-        def step() -> None:
-            update(policy, batch, positions)
-            adam.step()
-
+        step = bare_step(bench, policy, *packed(bench, length, size.vocabulary))
         taken = bench.seconds(step)
         flops = size.flops([length], 8 if recompute else 6) / taken
         return {
@@ -441,6 +445,8 @@ def g13(bench: Bench) -> dict[str, Any]:
     """tokens/s of our engine under DeepSpeed ZeRO, world 1 / bare torch"""
     if importlib.util.find_spec("deepspeed") is None:
         return {"left_out": "DeepSpeed is not installed"}
+    from bench_learner import free_port
+
     from learner.config import LearnerConfig
     from learner.engine import Engine, Placement, join, leave
 
@@ -448,23 +454,13 @@ def g13(bench: Bench) -> dict[str, Any]:
     found = {}
     with bench.policy(size) as policy:
         batch, positions = packed(bench, length, size.vocabulary)
-        adam = Adam(list(policy.parameters()), bench.cuda)
-
-        def bare() -> None:
-            update(policy, batch, positions)
-            adam.step()
-
-        alone = bench.seconds(bare)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    backend = "nccl" if bench.cuda else "gloo"
+        alone = bench.seconds(bare_step(bench, policy, batch, positions))
     placement = Placement(
         rank=0,
         ranks=1,
         address="127.0.0.1",
-        port=port,
-        collectives=backend,
+        port=free_port(),
+        collectives="nccl" if bench.cuda else "gloo",
         dtype=torch.bfloat16,
     )
     join(placement)
@@ -581,9 +577,7 @@ def g7(bench: Bench) -> dict[str, Any]:
     old = tensors(bench, weights, torch.bfloat16, most=1 << 28)
     new = [each.clone() for each in old]
     for each in new:
-        chosen = torch.randperm(1 << 20, device=bench.device)[: max(each.numel() // 100, 1)]
-        places = (chosen * 97) % each.numel() if each.numel() < 1 << 22 else strided(each)
-        each.view(torch.int16)[places] += 1
+        each.view(torch.int16)[::100] += 1
     found: list[tuple[Tensor, Tensor]] = []
 
     def detect() -> None:
@@ -605,11 +599,6 @@ def g7(bench: Bench) -> dict[str, Any]:
         "density": sum(len(places) for places, _ in found) / weights,
         "bit_exact": exact,
     }
-
-
-def strided(weights: Tensor) -> Tensor:
-    """A hundredth of its places, all over it."""
-    return torch.arange(0, weights.numel(), 100, device=weights.device)
 
 
 def g11(bench: Bench) -> dict[str, Any]:

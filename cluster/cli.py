@@ -49,7 +49,7 @@ python -m cluster report RUN [--output FILE.html] [--trace FILE.json]
 python -m cluster doctor [RECIPE.yaml]
     what this machine and its cluster give a run, and what a run would fail of
 python -m cluster config from-trl | from-verl | from-openrlhf FILE
-    their YAML or command line as a recipe of ours, and what has no equivalent
+    their YAML or command line as a recipe of ours, and what was not translated
 python -m cluster options [WORD]
     every option with its default and what it does
 """

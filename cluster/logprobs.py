@@ -1,12 +1,13 @@
 """What the policy in training gave the tokens of a step before it was trained on them, one file a
 step beside the step's table: for people to look at. Nothing that runs reads it."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
+from rollout.schema import write_table
 
 COLUMN = "learner_logprobs"
 
@@ -21,11 +22,7 @@ def write(folder: Path, step: int, logprobs_N: Sequence[np.ndarray]) -> None:
     path = path_of(folder, step)
     path.parent.mkdir(exist_ok=True)
     column = pa.array(logprobs_N, type=pa.list_(pa.float32()))
-    table = pa.table({COLUMN: column})
-    temporary = path.with_suffix(".tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    os.replace(temporary, path)
+    write_table(pa.table({COLUMN: column}), path)
 
 
 def forget(folder: Path, step: int) -> None:

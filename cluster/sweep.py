@@ -1,7 +1,6 @@
 """Nothing of a run outlives it: no process, no temporary folder."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
@@ -9,7 +8,7 @@ import time
 from pathlib import Path
 
 from cluster.reaper import kill, processes_of
-from rollout.sampler import TEMPORARY
+from rollout.leftovers import remove_folders
 
 GONE_SECONDS = 5.0
 """For processes that were killed to be gone."""
@@ -72,16 +71,5 @@ def sweep(folder: Path) -> int:
     forget_session(folder, keep_logs=True)
     for resharded in folder.glob("checkpoints/resharded-*"):
         shutil.rmtree(resharded, ignore_errors=True)
-    for temporary in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
-        if _is_nobodys(temporary):
-            shutil.rmtree(temporary, ignore_errors=True)
+    remove_folders(Path(tempfile.gettempdir()))
     return len(found)
-
-
-def _is_nobodys(temporary: Path) -> bool:
-    try:
-        with open(temporary / "lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # its owner lives, or has not come to it yet, or it is another user's
-        return False
-    return True

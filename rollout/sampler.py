@@ -29,15 +29,13 @@ import numpy as np
 
 from rewards import faults
 from rollout.config import InFlight, SamplerConfig, SamplingConfig
+from rollout.leftovers import TEMPORARY
 from rollout.types import Completion, FinishReason, Prompt
 
 STAGING = 0.5
 """How long new weights are made ready after a decode step, in such steps."""
 IDLE_SECONDS = 0.1
 """The same while nothing is decoded; what is asked meanwhile waits."""
-
-TEMPORARY = "cohort-sampler-"
-"""What the name of a starting engine's temporary folder begins with."""
 
 Phase = Literal["init", "start", "update"]
 
@@ -546,7 +544,8 @@ def _nothing_left_behind() -> Iterator[None]:
     before, cached = os.environ.get("TMPDIR"), tempfile.tempdir
     folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
     try:
-        with open(folder / "lock", "w") as lock:  # `cluster/sweep.py` removes those that nobody has
+        # `rollout/leftovers.py` removes those whose lock nobody has.
+        with open(folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
             yield

@@ -26,7 +26,7 @@ from cluster.tools.peers import (
 )
 from learner.algorithms import ALGORITHMS
 
-FAULTS = (KeyError, ValueError, TypeError, IndexError, ZeroDivisionError)
+UNFIT = (KeyError, ValueError, TypeError, IndexError, ZeroDivisionError)
 """Of a value that is not what the option takes."""
 
 
@@ -101,9 +101,8 @@ def translate(system: str, path: Path) -> Translation:
     for name in sorted(theirs, key=lambda name: (table.get(name) is not clip, name == SCALE)):
         try:
             found.options.update(table[name](theirs[name]))
-        except FAULTS:
+        except UNFIT:
             found.leave(name)
-    _pair(found.options)
     {"trl": _trl, "verl": _verl, "openrlhf": _openrlhf}[system](theirs, found)
     for name in said:
         if name in unknown:
@@ -128,16 +127,6 @@ def _unknown(value: Any) -> bool:
     return any(isinstance(each, str) and ("$" in each or "`" in each) for each in values)
 
 
-def _pair(options: dict[str, Any]) -> None:
-    """The two running means of Adam are one option of ours."""
-    found = [options.pop(f"learner.optim.betas.{i}", None) for i in (0, 1)]
-    if any(beta is not None for beta in found):
-        options["learner.optim.betas"] = [
-            beta if beta is not None else usual
-            for beta, usual in zip(found, (0.9, 0.999), strict=True)
-        ]
-
-
 def _fit(found: Translation) -> None:
     """What the algorithm has no use for goes, and is said."""
     options = found.options
@@ -160,7 +149,18 @@ DEVICE, ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_ste
 GENERATION = "steps_per_generation"
 
 
+def _pair(options: dict[str, Any]) -> None:
+    """The two running means of Adam are one option of ours."""
+    found = [options.pop(f"learner.optim.betas.{i}", None) for i in (0, 1)]
+    if any(beta is not None for beta in found):
+        options["learner.optim.betas"] = [
+            beta if beta is not None else usual
+            for beta, usual in zip(found, (0.9, 0.999), strict=True)
+        ]
+
+
 def _trl(theirs: dict[str, Any], found: Translation) -> None:
+    _pair(found.options)
     if found.switch("use_peft"):
         found.options.setdefault("model.lora.rank", 16)
         found.options.setdefault("model.lora.alpha", 32)
@@ -171,7 +171,7 @@ def _trl(theirs: dict[str, Any], found: Translation) -> None:
         found.options[f"{ALGORITHM}.correction.kind"] = "none"
     try:
         _batch_of_trl(theirs, found)
-    except FAULTS:
+    except UNFIT:
         found.left.append(f"{DEVICE}: set schedule.groups_per_step to the groups of a step")
 
 
@@ -273,7 +273,7 @@ def _parts(
     found.settle(part)
     try:
         parts, rest = divmod(int(theirs[whole]) * completions, int(theirs[part]))
-    except FAULTS:
+    except UNFIT:
         parts, rest = 0, 1
     if parts and not rest:
         found.options[f"{ALGORITHM}.minibatches"] = parts

@@ -15,9 +15,10 @@ Set = Callable[[Any], Mapping[str, Any]]
 
 def whole(value: Any) -> int:
     """Raises ValueError for what is none: some of theirs may be a share of the run."""
-    if float(value) != int(float(value)):
+    number = float(value)
+    if number != int(number):
         raise ValueError(f"{value!r} is no whole number")
-    return int(float(value))
+    return int(number)
 
 
 def to(option: str, kind: Callable[[Any], Any] | None = None) -> Set:
@@ -54,7 +55,7 @@ def algorithm(value: Any) -> Mapping[str, Any]:
     found = ESTIMATORS.get(str(value), str(value))
     if found not in ALGORITHMS:
         raise KeyError(found)
-    return {"learner.algorithm.name": found}
+    return {f"{ALGORITHM}.name": found}
 
 
 LOSSES = {
@@ -68,7 +69,7 @@ LOSSES = {
 
 
 def loss(value: Any) -> Mapping[str, Any]:
-    return {f"learner.algorithm.{key}": found for key, found in LOSSES[str(value)].items()}
+    return {f"{ALGORITHM}.{key}": found for key, found in LOSSES[str(value)].items()}
 
 
 def tracker(value: Any) -> Mapping[str, Any]:
@@ -140,7 +141,7 @@ def correction(value: Any) -> Mapping[str, Any]:
 TRL: dict[str, Set] = {
     "adam_beta1": betas(0),
     "adam_beta2": betas(1),
-    "beta": to(f"{ALGORITHM}.kl.coef", float),
+    "beta": to(KL, float),
     "bf16": BF16,
     "dataset_config": to("prompts.subset"),
     "dataset_name": to("prompts.dataset"),
@@ -269,7 +270,7 @@ OPENRLHF: dict[str, Set] = {
     "gamma": to(f"{ALGORITHM}.gamma", float),
     "generate_max_len": to("sampler.sampling.max_tokens", whole),
     "gradient_checkpointing": to("model.gradient_checkpointing", truth),
-    "init_kl_coef": to(f"{ALGORITHM}.kl.coef", float),
+    "init_kl_coef": to(KL, float),
     "input_key": to("prompts.question"),
     "kl_estimator": one_of(f"{ALGORITHM}.kl.estimator", KL_ESTIMATORS),
     "l2": to("learner.optim.weight_decay", float),
