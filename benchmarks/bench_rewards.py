@@ -64,6 +64,7 @@ class Bench:
 
         from cluster.actors import ScorerActor
         from cluster.pool import Pool
+        from cluster.run import calm_collector
         from cluster.scoring import Scorers
         from rewards import RewardConfig
         from rewards.scorer import LANES, rubric_of
@@ -86,6 +87,7 @@ class Bench:
         pool = Pool("scorer", [cast(Any, actor)], seconds=600)
         self._scorers = Scorers(pool, rubric_of(config).needs)
         self.groups(1e-3, 4)  # warm
+        calm_collector()  # as the driver of a run does
 
     def groups(
         self,

@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError
 from cluster.stacks import leave_stacks, show_stacks
 from learner.config import LearnerConfig, ModelConfig
 from rewards import Attempt, RewardConfig, Task, Verdict, faults
-from rewards.packed import PackedGroup, PackedVerdicts
+from rewards.packed import Judged, Parcel
 from rollout import Completion, Prompt
 from rollout.config import InFlight, SamplerConfig, SamplingConfig
 from rollout.schema import Sealed
@@ -129,10 +129,10 @@ class ScorerActor(Watched):
         self._scorer = Scorer(config)
         self._started.set()
 
-    def judge(self, groups: list[PackedGroup]) -> list[PackedVerdicts | None]:
+    def judge(self, parcel: Parcel) -> Judged:
         if not self._started.wait(START_SECONDS):
             raise RuntimeError(f"the scorer did not start within {START_SECONDS:.0f} s")
-        verdicts = self._scorer.judge(groups)
+        verdicts = self._scorer.judge(parcel)
         faults.point("reward.before_return")
         return verdicts
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from cluster.errors import Lost
 from cluster.pool import Pool
 from rewards import Attempt, RewardConfig, Score, Task
-from rewards.packed import PackedVerdicts, Verdicts, pack_group, seconds_of, unpack_verdicts
+from rewards.packed import Judged, Verdicts, pack_groups, seconds_of, unpack_verdicts
 from rewards.programs.sandbox import Unavailable, best_tier
 from rewards.reward_model import RewardModelConfig
 from rewards.score import failure
@@ -26,9 +26,9 @@ from rollout import Completion, Prompt
 
 KINDS = {"reward_model": RewardModelConfig, "http": HttpConfig, "judge": JudgeConfig}
 
-TRAVEL_SECONDS = 10e-3
+TRAVEL_SECONDS = 20e-3
 """The most work, of verifiers, that travels in one call where several groups do."""
-MOST_TOGETHER = 64
+MOST_TOGETHER = 128
 
 ServiceConfig = RewardModelConfig | HttpConfig | JudgeConfig
 
@@ -120,10 +120,12 @@ class Scorers:
     async def verdicts(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdicts]:
         """Raises Lost when a second scorer dies of it, RuntimeError naming one that does not
         answer."""
-        answer = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer = loop.create_future()
         self._waiting.append(Waiting(task, attempts, answer))
-        self._send()
-        return unpack_verdicts(await answer, len(attempts))
+        if len(self._waiting) == 1:  # with all that come in this turn of the loop
+            loop.call_soon(self._send)
+        return await answer
 
     def _send(self) -> None:
         while self._waiting and self._has_a_lane():
@@ -146,7 +148,8 @@ class Scorers:
     def _next(self) -> list["Waiting"]:
         """Those that travel in the next call."""
         together = [self._waiting.popleft()]
-        most = min(MOST_TOGETHER, TRAVEL_SECONDS / max(self._seconds_per_group, 1e-9))
+        share = 1 + len(self._waiting) // len(self._pool.members)
+        most = min(MOST_TOGETHER, share, TRAVEL_SECONDS / max(self._seconds_per_group, 1e-9))
         while self._waiting and len(together) < int(most):
             if together[0].alone or self._waiting[0].alone:
                 break
@@ -158,8 +161,8 @@ class Scorers:
         if not together:
             return
         try:
-            groups = [pack_group(each.task, each.attempts, self._needs) for each in together]
-            judged = await self._pool.call("judge", groups)
+            groups = [(each.task, each.attempts) for each in together]
+            judged = await self._pool.call("judge", pack_groups(groups, self._needs))
             self._deliver(together, judged)
         except Lost as error:
             self._lost(together, error)
@@ -178,23 +181,29 @@ class Scorers:
             elif not each.answer.done():
                 each.answer.set_exception(error)
 
-    def _deliver(self, together: list["Waiting"], judged: list[PackedVerdicts | None]) -> None:
-        for each, verdicts in reversed(list(zip(together, judged, strict=True))):
-            if verdicts is None:  # first in line: the oldest groups are waited for
-                self._waiting.appendleft(replace(each, alone=True))
+    def _deliver(self, together: list["Waiting"], judged: Judged) -> None:
+        count = sum(len(each.attempts) for each in together)
+        verdicts = iter(unpack_verdicts(judged.pieces, count))
+        again = []
+        for number, each in enumerate(together):
+            found = [next(verdicts) for _ in each.attempts]
+            if number in judged.again:
+                again.append(replace(each, alone=True))
             elif not each.answer.done():
-                each.answer.set_result(verdicts)
-        if judged[0] is None:
+                each.answer.set_result(found)
+        self._waiting.extendleft(reversed(again))  # the oldest groups are waited for
+        if again:
             self._seconds_per_group = TRAVEL_SECONDS
         else:
-            self._seconds_per_group += (seconds_of(judged[0]) - self._seconds_per_group) / 8
+            spent = seconds_of(judged.pieces) / len(together)
+            self._seconds_per_group += (spent - self._seconds_per_group) / 8
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
     task: Task
     attempts: Sequence[Attempt]
-    answer: asyncio.Future[PackedVerdicts]
+    answer: asyncio.Future[list[Verdicts]]
     alone: bool = False
     """Not with other groups in a call"""
     suspect: bool = False

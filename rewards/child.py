@@ -1,12 +1,13 @@
 """The processes in which verifiers run: `python -m rewards.child SOCKET_FD`.
 
 A nursery imports the verifiers once and forks a child per request, in milliseconds; a child scores
-groups until it is killed. Both speak JSON lines. A child has pipes of its own, so a verifier that
-prints disturbs nobody, and says in shared memory which completion it is at, so that a hang has a
-culprit. The nursery ends with its actor, whatever killed that; children end with the nursery.
+groups until it is killed. A child has pipes of its own, so a verifier that prints disturbs nobody,
+and says in shared memory which completion it is at, so that a hang has a culprit. The nursery ends
+with its actor, whatever killed that; children end with the nursery.
 """
 
 import contextlib
+import gc
 import json
 import mmap
 import os
@@ -15,22 +16,25 @@ import signal
 import socket
 import struct
 import sys
-import time
 import traceback
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from time import monotonic_ns
+from typing import cast
 
-from rewards.packed import Piece, pack_verdict, unpack_group
+from rewards.packed import Frames, Reply, pack_more, read_request, unpack_groups
 from rewards.programs import confine
 from rewards.score import Verdict
-from rewards.verifiers import Judge, Verifier, load
+from rewards.verifiers import Verifier, judged, load, timed
 
 PR_SET_CHILD_SUBREAPER = 36
 MESSAGE = 32
 """Bytes of a request to the nursery."""
-PROGRESS = struct.Struct("=qq")
-"""(item, nanoseconds of the monotonic clock when it began); an item is a completion's number."""
-FLUSH_SECONDS = 0.02
+AT, BEGUN = 0, 1
+"""Places of the shared memory: the item, a completion's number or -1, and the nanoseconds of the
+monotonic clock when it began."""
+FLUSH_NANOSECONDS = 20_000_000
 """Verdicts wait this long for company before they are sent."""
 
 
@@ -48,6 +52,7 @@ def main(fd: int) -> None:
             said = {"error": str(error), "input": isinstance(error, ValueError)}
             actor.sendall(json.dumps(said).encode() + b"\n")
             return
+        gc.freeze()  # what is here before the forks is looked through by none of them
         names = [(verifier.name, verifier.form.batch) for verifier in verifiers]
         actor.sendall(json.dumps({"verifiers": names}).encode() + b"\n")
         _serve(actor, verifiers)
@@ -123,65 +128,101 @@ def _child(
     try:
         os.setpgid(0, 0)  # killing its group ends what a verifier started, too
         confine.die_with_parent(nursery)
-        progress = mmap.mmap(memory_fd, mmap.PAGESIZE)
-        unread = b""
+        progress = memoryview(mmap.mmap(memory_fd, mmap.PAGESIZE)).cast("q")
+        frames = Frames()
         with os.fdopen(write_fd, "wb") as replies:
             while data := os.read(read_fd, 1 << 20):
-                *lines, unread = (unread + data).split(b"\n")
-                sent = time.monotonic()
-                for line in lines:
-                    request = json.loads(line)
-                    for reply in _verdicts(verifiers, request, progress):
-                        reply["id"] = request["id"]
-                        replies.write(json.dumps(reply).encode() + b"\n")
-                        if not reply["end"] or time.monotonic() - sent > FLUSH_SECONDS:
-                            replies.flush()
-                            sent = time.monotonic()
-                replies.flush()
+                frames.feed(data)
+                while frame := frames.take():
+                    for reply in _judge(verifiers, frame, progress):
+                        replies.write(reply.frame())
+                        replies.flush()
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(1)
 
 
-def _verdicts(verifiers: list[Verifier], request: dict[str, Any], progress: mmap.mmap) -> Any:
-    """Replies: a `Piece` each, with `end` on the last and `done` on one of a verifier of whole
-    groups. Items are the numbers of completions, and behind them one for each such verifier."""
-    task, attempts = unpack_group(request)
-    singles = [(v.name, v.judge_of(task)) for v in verifiers if not v.form.batch]
-    groups = [verifier for verifier in verifiers if verifier.form.batch]
-    piece = _piece(singles)
-    now = sent = time.monotonic()
-    for number in request["items"]:
-        PROGRESS.pack_into(progress, 0, number, time.monotonic_ns())
-        whole_group = number >= len(attempts)
-        if piece["items"] and (whole_group or now - sent > FLUSH_SECONDS):
-            yield piece
-            piece, sent = _piece(singles), now
-        if whole_group:
-            verifier = groups[number - len(attempts)]
-            found = verifier.group(task, attempts)
-            more = [[i, verifier.name, pack_verdict(verdict)] for i, verdict in enumerate(found)]
-            yield {**_piece([]), "more": more, "done": number}
-            now = time.monotonic()
-            continue
-        piece["items"].append(number)
-        for name, judge in singles:
-            said = judge(attempts[number])
-            begun, now = now, time.monotonic()
-            values, seconds = piece["plain"][name]
-            if said is None or isinstance(said, Verdict):
-                piece["more"].append([number, name, pack_verdict(said)])
-                said, begun = 0.0, now
-            values.append(said)
-            seconds.append(now - begun)
-    PROGRESS.pack_into(progress, 0, -1, 0)
-    yield {**piece, "end": True}
+def _judge(verifiers: list[Verifier], frame: bytes, progress: memoryview) -> Iterator[Reply]:
+    """Replies about the items of each group of a parcel, in their order.
+
+    A group alone is judged and timed item by item. Several come together only where verifiers are
+    quick: there a look at the clock is a tenth of one, and each group is timed as a whole. When it
+    hangs, it is sent again alone, and then the culprit is known.
+    """
+    sent, items, data = read_request(frame)
+    groups = unpack_groups(data)
+    singles = [verifier for verifier in verifiers if not verifier.form.batch]
+    wholes = [verifier for verifier in verifiers if verifier.form.batch]
+    completions = sum(len(columns.text) for _, columns in groups)
+    alone = sum(map(bool, items)) == 1
+    said = Said(sent, [verifier.name for verifier in singles])
+    start = 0
+    for (task, columns), wanted in zip(groups, items, strict=True):
+        calls = [verifier.call_of(task, columns) for verifier in singles] if wanted else []
+        own = [item for item in wanted if item < completions]
+        step = 1 if alone else max(len(own), 1)
+        for at in range(0, len(own), step):
+            if said.is_due():
+                yield said.reply()
+            stretch = own[at : at + step]
+            progress[AT], progress[BEGUN] = stretch[0], said.now
+            said.items += stretch
+            for (call, rows), values in zip(calls, said.values, strict=True):
+                values += [judged(call, rows[item - start]) for item in stretch]
+                said.took(len(stretch))
+        for item in wanted[len(own) :]:
+            if said.items:
+                yield said.reply()
+            progress[AT], progress[BEGUN] = item, said.now
+            whole = wholes[(item - completions) % len(wholes)]
+            verdicts = enumerate(whole.group(task, columns.attempts()), start)
+            more = [(number, whole.name, verdict) for number, verdict in verdicts]
+            yield Reply(sent, False, 1, b"", pack_more(more))
+            said.begin()
+        start += len(columns.text)
+    progress[AT] = -1
+    yield said.reply(end=True)
 
 
-def _piece(singles: list[tuple[str, Judge]]) -> Piece:
-    plain: dict[str, Any] = {name: ([], []) for name, _ in singles}
-    return {"items": [], "plain": plain, "more": [], "end": False}
+class Said:
+    """What the next reply is made of."""
+
+    def __init__(self, sent: int, names: list[str]) -> None:
+        self._sent = sent
+        self._names = names
+        self.begin()
+
+    def begin(self) -> None:
+        self.items: list[int] = []
+        self.values: list[list[float | Verdict | None]] = [[] for _ in self._names]
+        """By verifier, of `items`"""
+        self._seconds: list[list[float]] = []
+        """By stretch of items, and by verifier"""
+        self.now = self._begun = monotonic_ns()
+
+    def is_due(self) -> bool:
+        return self.now - self._begun > FLUSH_NANOSECONDS
+
+    def took(self, count: int) -> None:
+        """The next verifier is through with the last `count` of the items."""
+        begun, self.now = self.now, monotonic_ns()
+        self._seconds.append([(self.now - begun) * 1e-9 / count] * count)
+
+    def reply(self, *, end: bool = False) -> Reply:
+        numbers: list[array[float]] = []
+        more: list[tuple[int, str, Verdict | None]] = []
+        for at, (name, values) in enumerate(zip(self._names, self.values, strict=True)):
+            seconds = [each for some in self._seconds[at :: len(self._names)] for each in some]
+            for place, value in enumerate(values):
+                if type(value) is not float:
+                    more.append((self.items[place], name, timed(value, seconds[place])))
+                    values[place] = seconds[place] = 0.0
+            numbers += array("d", cast(list[float], values)), array("d", seconds)
+        packed = b"".join(numbers), pack_more(more)
+        reply = Reply(self._sent, end, len(self.items), *packed)
+        self.begin()
+        return reply
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rewards.child import MESSAGE, PROGRESS
+from rewards.child import AT, BEGUN, MESSAGE
+from rewards.packed import Frames, Reply, frame_request, read_reply
 
 SEND_SECONDS = 10.0
 """For a child to go on reading its request."""
@@ -129,25 +130,24 @@ class Child:
         memory = os.memfd_create("progress")
         os.ftruncate(memory, mmap.PAGESIZE)
         try:
-            self._progress = mmap.mmap(memory, mmap.PAGESIZE)
+            self._memory = mmap.mmap(memory, mmap.PAGESIZE)
+            self._progress = memoryview(self._memory).cast("q")
             self.pid = nursery.fork([to_child, from_child, memory])
         finally:
             for fd in (to_child, from_child, memory):
                 os.close(fd)
         os.set_blocking(self._write, False)
-        self._buffer = b""
+        self._frames = Frames()
         self._sent = 0
 
-    def send(self, *requests: dict[str, Any]) -> None:
-        """Requests, answered in their order. Raises ChildDied."""
+    def send(self, items: list[list[int]], data: bytes) -> None:
+        """The items that are to be judged, by group, and the packed groups. Raises ChildDied."""
         self._sent = time.monotonic_ns()
-        lines = [
-            json.dumps({**request, "id": [self._sent, at]}) for at, request in enumerate(requests)
-        ]
-        data = memoryview("\n".join([*lines, ""]).encode())
-        PROGRESS.pack_into(self._progress, 0, requests[0]["items"][0], self._sent)
+        unsent = memoryview(frame_request(self._sent, items, data))
+        self._progress[AT] = next(item for group in items for item in group)
+        self._progress[BEGUN] = self._sent
         try:
-            while data:
+            while unsent:
                 # Answers are taken meanwhile, or each could wait for the other to read.
                 ready = select.select([self._read], [self._write], [], SEND_SECONDS)
                 if ready[0]:
@@ -155,7 +155,7 @@ class Child:
                 elif not ready[1]:
                     raise self._died()
                 if ready[1]:
-                    data = data[os.write(self._write, data) :]
+                    unsent = unsent[os.write(self._write, unsent) :]
         except BrokenPipeError as error:
             raise self._died() from error
 
@@ -163,20 +163,17 @@ class Child:
         data = os.read(self._read, 1 << 20)
         if not data:
             raise self._died()
-        self._buffer += data
+        self._frames.feed(data)
 
     def _died(self) -> ChildDied:
         item, begun = self._at()
         return ChildDied("the scoring child died", item, begun != self._sent)
 
-    def receive(
-        self, seconds: float, patience: float = 0.0, request: int = 0
-    ) -> dict[str, Any] | None:
-        """The child's next line, an answer to one of the requests sent; None once an item has taken
-        `patience` seconds (unless 0). Raises ChildTimeout once it has taken `seconds`, ChildDied.
-        """
+    def receive(self, seconds: float, patience: float = 0.0) -> Reply | None:
+        """The child's next reply; None once an item has taken `patience` seconds (unless 0). Raises
+        ChildTimeout once it has taken `seconds`, ChildDied."""
         looked_at, waited_before = -2, 0.0
-        while b"\n" not in self._buffer:
+        while (frame := self._frames.take()) is None:
             now = time.monotonic()  # before a look: this process may lose its CPU between the two
             item, begun = self._at()
             if item != looked_at:
@@ -200,16 +197,19 @@ class Child:
                     raise self._died()
                 continue
             self._take()
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        reply = json.loads(line)
-        if reply["id"] != [self._sent, request]:  # one group's verdicts are never another's
+        try:
+            reply = read_reply(frame)
+        except ValueError as error:
+            raise ChildDied(
+                f"the scoring child's reply is none: {error}", self._at()[0], True
+            ) from error
+        if reply.sent != self._sent:  # one request's verdicts are never another's
             raise ChildDied("the scoring child is out of step", self._at()[0], True)
         return reply
 
     def _at(self) -> tuple[int, int]:
         """The item that it is at, and when that began."""
-        item, begun = PROGRESS.unpack_from(self._progress)
-        return item, begun
+        return self._progress[AT], self._progress[BEGUN]
 
     def kill(self) -> None:
         """End the child and whatever it started; nothing of it is left afterwards."""
@@ -219,7 +219,8 @@ class Child:
         for fd in (self._read, self._write):
             with contextlib.suppress(OSError):
                 os.close(fd)
-        self._progress.close()
+        self._progress.release()
+        self._memory.close()
 
 
 MOST_WAITING = 3.0

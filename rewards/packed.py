@@ -1,53 +1,102 @@
-"""Groups and verdicts in columns of plain values: how they travel between processes.
+"""Groups and verdicts in columns: how they travel between the driver, a scorer and its child.
 
-Cheap on Ray's wire, and JSON on a child's pipe, whose replies are never unpickled. A verifier of
-ten microseconds must not wait for its envelope.
+A verifier of ten microseconds must not wait for its envelope, so the groups of a call are one
+parcel that nobody on the way opens: a scorer hands the driver's bytes to a child, and the child's
+numbers to the driver. Nothing is pickled: JSON there, numbers and JSON back.
+
+Completions of a parcel are numbered through; behind them, one number for each verifier of whole
+groups and each group.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import json
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from rewards.score import Attempt, Task, Verdict
 
 Verdicts = dict[str, Verdict | None]
 """Of one completion, by verifier; None where one does not apply."""
-PackedGroup = dict[str, Any]
-"""`task`, the columns `text`, `num_tokens`, `truncated` and `token_ids` of its completions, and
-`items`: the numbers of those that are to be judged."""
-Piece = dict[str, Any]
-"""What is said of some `items`: `plain`, by verifier, their values and seconds, in order; and
-`more`, `[item, verifier, packed verdict]` for whatever is more or less than a number."""
-PackedVerdicts = list[Piece]
-"""Of one group; a later piece is right where two speak of the same."""
 
 
-def pack_group(
-    task: Task, attempts: Sequence[Attempt], needs: Callable[[Attempt], bool]
-) -> PackedGroup:
+class Columns(NamedTuple):
+    """Completions, as a verifier may ask for them."""
+
+    text: list[str]
+    num_tokens: list[int]
+    truncated: list[bool]
+    token_ids: list[Sequence[int]]
+    """Empty where no verifier wants them."""
+
+    def attempt(self, number: int) -> Attempt:
+        return Attempt(
+            text=self.text[number],
+            num_tokens=self.num_tokens[number],
+            truncated=self.truncated[number],
+            token_ids=self.token_ids[number] if self.token_ids else (),
+        )
+
+    def attempts(self) -> list[Attempt]:
+        return [self.attempt(number) for number in range(len(self.text))]
+
+
+def columns_of(attempts: Sequence[Attempt]) -> Columns:
+    return Columns(
+        [a.text for a in attempts],
+        [a.num_tokens for a in attempts],
+        [a.truncated for a in attempts],
+        [a.token_ids for a in attempts] if any(a.token_ids for a in attempts) else [],
+    )
+
+
+class Parcel(NamedTuple):
+    sizes: list[int]
+    """Completions of each group"""
+    wanted: list[list[int]]
+    """Of each group, the places of those that are to be judged."""
+    data: bytes
+    """For the child alone: `unpack_groups`."""
+
+
+class Piece(NamedTuple):
+    """What is said of some completions of a parcel."""
+
+    items: Sequence[int]
+    names: Sequence[str]
+    """Verifiers that judge one completion at a time"""
+    numbers: bytes
+    """float64: for each of `names`, a value and then the seconds of each of `items`."""
+    more: bytes = b""
+    """JSON, `[[completion, verifier, packed verdict], ...]`: whatever is more or less than a
+    number; it stands in place of the number. Empty for none."""
+
+
+class Judged(NamedTuple):
+    pieces: list[Piece]
+    """A later one is right where two speak of the same."""
+    again: Sequence[int]
+    """The groups of the parcel of which nothing is said: they are to be handed in again, each
+    alone, since one of them takes long."""
+
+
+def pack_groups(
+    groups: Sequence[tuple[Task, Sequence[Attempt]]], needs: Callable[[Attempt], bool]
+) -> Parcel:
     """`needs` says which completions any verifier has to look at."""
-    return {
-        "task": {
-            "answer": task.answer,
-            "prompt": task.prompt,
-            "source": task.source,
-            "extra": dict(task.extra),
-        },
-        "text": [a.text for a in attempts],
-        "num_tokens": [a.num_tokens for a in attempts],
-        "truncated": [a.truncated for a in attempts],
-        "token_ids": [a.token_ids for a in attempts] if any(a.token_ids for a in attempts) else [],
-        "items": [number for number, attempt in enumerate(attempts) if needs(attempt)],
-    }
-
-
-def unpack_group(packed: Mapping[str, Any]) -> tuple[Task, list[Attempt]]:
-    columns = packed["text"], packed["num_tokens"], packed["truncated"]
-    token_ids = packed["token_ids"] or [()] * len(packed["text"])
-    attempts = [
-        Attempt(text=text, num_tokens=count, truncated=truncated, token_ids=ids)
-        for text, count, truncated, ids in zip(*columns, token_ids, strict=True)
+    wanted = [[n for n, attempt in enumerate(attempts) if needs(attempt)] for _, attempts in groups]
+    content = [
+        (task.answer, task.prompt, task.source, dict(task.extra), *columns_of(attempts))
+        for task, attempts in groups
     ]
-    return Task(**packed["task"]), attempts
+    sizes = [len(attempts) for _, attempts in groups]
+    return Parcel(sizes, wanted, json.dumps(content).encode())
+
+
+def unpack_groups(data: bytes) -> list[tuple[Task, Columns]]:
+    return [
+        (Task(answer=answer, prompt=prompt, source=source, extra=extra), Columns(*columns))
+        for answer, prompt, source, extra, *columns in json.loads(data)
+    ]
 
 
 def pack_verdict(verdict: Verdict | None) -> list[Any] | None:
@@ -67,19 +116,106 @@ def unpack_verdict(packed: Sequence[Any] | None) -> Verdict | None:
     )
 
 
-def unpack_verdicts(pieces: PackedVerdicts, count: int) -> list[Verdicts]:
-    """One entry per completion of a group of `count`."""
+def pack_more(more: Sequence[tuple[int, str, Verdict | None]]) -> bytes:
+    return json.dumps([[i, name, pack_verdict(v)] for i, name, v in more]).encode() if more else b""
+
+
+def unpack_verdicts(pieces: Sequence[Piece], count: int) -> list[Verdicts]:
+    """One entry per completion of a parcel of `count`."""
     found: list[Verdicts] = [{} for _ in range(count)]
     for piece in pieces:
-        for name, (values, seconds) in piece["plain"].items():
-            for item, value, spent in zip(piece["items"], values, seconds, strict=True):
+        for name, values, seconds in _columns(piece):
+            for item, value, spent in zip(piece.items, values, seconds, strict=True):
                 found[item][name] = Verdict(value=value, seconds=spent)
-        for item, name, packed in piece["more"]:
+        for item, name, packed in json.loads(piece.more) if piece.more else ():
             found[item][name] = unpack_verdict(packed)
     return found
 
 
-def seconds_of(pieces: PackedVerdicts) -> float:
+def seconds_of(pieces: Sequence[Piece]) -> float:
     """How long the verifiers were at it."""
-    plain = sum(sum(seconds) for piece in pieces for _, seconds in piece["plain"].values())
-    return plain + sum(packed[1] for piece in pieces for *_, packed in piece["more"] if packed)
+    plain = sum(sum(seconds) for piece in pieces for _, _, seconds in _columns(piece))
+    more = [each for piece in pieces if piece.more for each in json.loads(piece.more)]
+    return plain + sum(packed[1] for *_, packed in more if packed)
+
+
+def _columns(piece: Piece) -> Iterator[tuple[str, Sequence[float], Sequence[float]]]:
+    """Per verifier: name, values, seconds."""
+    count = len(piece.items)
+    numbers = memoryview(piece.numbers).cast("d").tolist() if piece.numbers else []
+    for at, name in enumerate(piece.names if numbers else ()):
+        values = 2 * at * count
+        yield name, numbers[values : values + count], numbers[values + count : values + 2 * count]
+
+
+# -- between a scorer and its child ---------------------------------------------------------------
+
+REQUEST = struct.Struct("=qI")
+"""When it was sent, and the bytes of its items. They follow: JSON, a list of numbers for each
+group; and then the packed groups."""
+LENGTH = struct.Struct("=I")
+REPLY = struct.Struct("=qiiI")
+"""When its request was sent; whether it is the last to it; how many items; bytes of `numbers`.
+`numbers` and `more` follow."""
+
+
+def frame_request(sent: int, items: list[list[int]], data: bytes) -> bytes:
+    asked = json.dumps(items).encode()
+    return framed(b"".join((REQUEST.pack(sent, len(asked)), asked, data)))
+
+
+def read_request(frame: bytes) -> tuple[int, list[list[int]], bytes]:
+    sent, size = REQUEST.unpack_from(frame)
+    groups = REQUEST.size + size
+    return sent, json.loads(frame[REQUEST.size : groups]), frame[groups:]
+
+
+class Reply(NamedTuple):
+    """What a child says of the next items of a request."""
+
+    sent: int
+    end: bool
+    count: int
+    numbers: bytes
+    more: bytes
+
+    def frame(self) -> bytes:
+        head = REPLY.pack(self.sent, self.end, self.count, len(self.numbers))
+        return framed(b"".join((head, self.numbers, self.more)))
+
+
+def read_reply(frame: bytes) -> Reply:
+    """Raises ValueError where it is none."""
+    try:
+        sent, end, count, size = REPLY.unpack_from(frame)
+    except struct.error as error:
+        raise ValueError(str(error)) from error
+    numbers = REPLY.size + size
+    if len(frame) < numbers:
+        raise ValueError(f"{size} bytes do not fit in {len(frame)}")
+    return Reply(sent, bool(end), count, frame[REPLY.size : numbers], frame[numbers:])
+
+
+def framed(data: bytes) -> bytes:
+    return LENGTH.pack(len(data)) + data
+
+
+class Frames:
+    """Frames out of a stream of bytes."""
+
+    def __init__(self) -> None:
+        self._unread = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        self._unread += data
+
+    def take(self) -> bytes | None:
+        """The next, if all of it is there."""
+        if len(self._unread) < LENGTH.size:
+            return None
+        end = LENGTH.size + LENGTH.unpack_from(self._unread)[0]
+        if len(self._unread) < end:
+            return None
+        frame = bytes(self._unread[LENGTH.size : end])
+        del self._unread[:end]
+        return frame

@@ -57,9 +57,10 @@ class Attempt:
     """Only where a verifier asks for them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Verdict:
-    """What one verifier says of one completion. A verifier may return it in place of a number."""
+    """What one verifier says of one completion. A verifier may return it in place of a number. Not
+    frozen, since one is made of every number: that would take three times as long."""
 
     value: float
     outcome: Outcome = "scored"

@@ -9,12 +9,13 @@ from typing import Any
 from rewards.config import RewardConfig
 from rewards.isolate import Child, ChildDied, ChildTimeout, Nursery
 from rewards.packed import (
-    PackedGroup,
-    PackedVerdicts,
+    Judged,
+    Parcel,
     Piece,
+    Reply,
     Verdicts,
-    pack_group,
-    pack_verdict,
+    pack_groups,
+    pack_more,
     unpack_verdicts,
 )
 from rewards.score import Attempt, Rubric, Score, Task, failure
@@ -67,6 +68,7 @@ class Scorer:
         self._nursery = Nursery(settings_of(config))
         self._names = [name for name, _ in self._nursery.verifiers]
         self._batch = [name for name, batch in self._nursery.verifiers if batch]
+        self._single = [name for name, batch in self._nursery.verifiers if not batch]
         self._idle: list[Child] = []
         if self._names:
             self._idle.append(Child(self._nursery))
@@ -79,36 +81,39 @@ class Scorer:
     def verdicts(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdicts]:
         """What each verifier says of each attempt. One whose scoring outlasts the timeout gets
         `timeout` from all of them; one whose scoring kills the child is `unscorable`."""
-        [found] = self.judge([pack_group(task, attempts, self._rubric.needs)])
-        return unpack_verdicts(found or [], len(attempts))
+        judged = self.judge(pack_groups([(task, attempts)], self._rubric.needs))
+        return unpack_verdicts(judged.pieces, len(attempts))
 
-    def judge(self, groups: Sequence[PackedGroup]) -> list[PackedVerdicts | None]:
-        """The same for several groups, which share a turn; None for those that are to be handed in
-        again, each alone, since one of them takes long. Never None for a single group."""
-        wanted = [group for group in groups if self._names and group["items"]]
-        if len(wanted) > 1:
-            judged = iter(self._quickly(wanted))
-        else:
-            judged = iter([self._patiently(group) for group in wanted])
-        return [next(judged) if self._names and group["items"] else [] for group in groups]
+    def judge(self, parcel: Parcel) -> Judged:
+        """The same for several groups, which share a turn. None is to be handed in again where
+        there is one alone."""
+        items = self._items(parcel) if self._names else []
+        groups = sum(1 for group in items if group)
+        if groups > 1:
+            return self._quickly(parcel, items)
+        return Judged(self._patiently(parcel, items) if groups else [], ())
 
-    def _items(self, group: PackedGroup) -> list[int]:
-        """The completions, and behind them one for each verifier of whole groups."""
-        count = len(group["text"])
-        return [*group["items"], *range(count, count + len(self._batch))]
+    def _items(self, parcel: Parcel) -> list[list[int]]:
+        """Of each group, what a child is asked about."""
+        found: list[list[int]] = []
+        start, whole = 0, sum(parcel.sizes)
+        for size, wanted in zip(parcel.sizes, parcel.wanted, strict=True):
+            behind = range(whole, whole + len(self._batch)) if wanted else ()
+            found.append([*(start + place for place in wanted), *behind])
+            start, whole = start + size, whole + len(self._batch)
+        return found
 
-    def _quickly(self, groups: Sequence[PackedGroup]) -> list[PackedVerdicts | None]:
-        found: list[PackedVerdicts | None] = [None] * len(groups)
+    def _quickly(self, parcel: Parcel, items: list[list[int]]) -> Judged:
+        pieces: list[Piece] = []
+        left = [item for group in items for item in group]
         with self._turns():
             child = self._idle.pop() if self._idle else Child(self._nursery)
             try:
-                requests = [{**group, "items": self._items(group)} for group in groups]
-                child.send(*requests)
-                for at in range(len(requests)):
-                    pieces: PackedVerdicts = []
-                    while not (pieces and pieces[-1]["end"]):  # nothing stays in the pipe
-                        pieces.append(child.receive(self._config.timeout / 5, request=at) or {})
-                    found[at] = pieces
+                child.send(items, parcel.data)
+                while reply := child.receive(self._config.timeout / 5):
+                    self._note(pieces, left, reply)
+                    if reply.end:  # nothing stays in the pipe
+                        break
             except (ChildTimeout, ChildDied):
                 child.kill()
             except BaseException:
@@ -116,19 +121,19 @@ class Scorer:
                 raise
             else:
                 self._idle.append(child)
-        return found
+        missing = frozenset(left)
+        return Judged(pieces, [n for n, group in enumerate(items) if not missing.isdisjoint(group)])
 
-    def _patiently(self, group: PackedGroup) -> PackedVerdicts:
-        attempts = len(group["text"])
-        found: PackedVerdicts = []
-        items = self._items(group)
+    def _patiently(self, parcel: Parcel, items: list[list[int]]) -> list[Piece]:
+        [left] = filter(None, items)
+        pieces: list[Piece] = []
         with self._turns() as hand_on:
             child = self._idle.pop() if self._idle else Child(self._nursery)
             fresh = False
             try:
-                while items:
+                while left:
                     try:
-                        child.send({**group, "items": items})
+                        child.send([left if group else [] for group in items], parcel.data)
                         patience, end = self._patience, False
                         while not end:  # nothing stays in the pipe
                             reply = child.receive(self._config.timeout, patience)
@@ -136,8 +141,8 @@ class Scorer:
                                 hand_on()
                                 patience = 0.0
                             else:
-                                self._note(found, items, reply)
-                                end = reply["end"]
+                                self._note(pieces, left, reply)
+                                end = reply.end
                     except (ChildTimeout, ChildDied) as error:
                         child.kill()
                         child = Child(self._nursery)
@@ -145,44 +150,38 @@ class Scorer:
                             fresh = True  # it was dead before it was asked: nobody's fault
                             continue
                         # An item that is not waited for: it died between two of them.
-                        if items:
-                            item = error.item if error.item in items else items[0]
-                            self._blame(found, item, error, attempts)
-                            items.remove(item)
+                        if left:
+                            item = error.item if error.item in left else left[0]
+                            self._blame(pieces, item, error, parcel)
+                            left.remove(item)
             except BaseException:
                 child.kill()
                 raise
             self._idle.append(child)
-        return found
+        return pieces
 
-    @staticmethod
-    def _note(found: PackedVerdicts, items: list[int], piece: Piece) -> None:
-        found.append(piece)
-        if piece["end"]:
-            items.clear()
-        elif "done" in piece:
-            items.remove(piece["done"])
-        else:
-            del items[: len(piece["items"])]
+    def _note(self, pieces: list[Piece], left: list[int], reply: Reply) -> None:
+        """It speaks of the next of those that are `left`."""
+        items = left[: reply.count]
+        del left[: reply.count]
+        pieces.append(Piece(items, self._single, reply.numbers, reply.more))
+        if reply.end:
+            left.clear()
 
-    def _blame(self, found: PackedVerdicts, item: int, error: Exception, attempts: int) -> None:
+    def _blame(self, pieces: list[Piece], item: int, error: Exception, parcel: Parcel) -> None:
         """The completion that was looked at; nobody where a verifier of whole groups was at work,
         since nothing says whose fault it is."""
-        group = item >= attempts
-        names = [n for n in self._names if n not in self._batch]
-        if group:
-            names = [self._batch[item - attempts]]
+        completions = sum(parcel.sizes)
+        group = item >= completions
+        names = [self._batch[item - completions]] if group else self._single
         verdict = failure(str(error))
         if isinstance(error, ChildTimeout):
             verdict = verdict.lasting(self._config.timeout)
             if not group:
                 verdict = replace(verdict, outcome="timeout")
-        more = [
-            [number, name, pack_verdict(verdict)]
-            for number in (range(attempts) if group else [item])
-            for name in names
-        ]
-        found.append({"items": [], "plain": {}, "more": more})
+        blamed = range(completions) if group else [item]
+        more = [(number, name, verdict) for number in blamed for name in names]
+        pieces.append(Piece((), (), b"", pack_more(more)))
 
     @contextlib.contextmanager
     def _turns(self) -> Iterator[Any]:

@@ -10,18 +10,19 @@ import importlib
 import importlib.util
 import inspect
 import json
-import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 from rewards import answers, formats, maths, programs
+from rewards.packed import Columns, columns_of
 from rewards.score import RAW_ANSWER, Attempt, Task, Verdict, failure, finite
 
 Function = Callable[..., Any]
@@ -46,7 +47,7 @@ BUILT_IN: dict[str, Function] = {
 }
 HIDDEN = ("prompt", "completion", "extra", RAW_ANSWER)
 """Keys of a task's extra facts that are no columns, or whose names mean something else here."""
-OBJECTS = ("extra_info", "info", "metadata")
+JSON_COLUMNS = ("extra_info", "info", "metadata")
 """Columns that datasets hold as JSON text and functions expect as objects."""
 SERVICES = ("reward_model", "http", "judge")
 """Verifiers that are asked elsewhere than in a scoring child (`rewards/services.py`)."""
@@ -58,13 +59,24 @@ PLAIN = {
     "prompts", "completions", "log_metric", "log_extra", "trainer_state",
 }  # fmt: skip
 """What a function of ours may ask for by name, besides columns of the dataset."""
-OF_ATTEMPT: dict[str, Callable[[Attempt], Any]] = {
+OF_COMPLETION: dict[str, Callable[[Columns], Sequence[Any]]] = {
     **dict.fromkeys(("completion", "response", "solution_str"), attrgetter("text")),
     "num_tokens": attrgetter("num_tokens"),
     "truncated": attrgetter("truncated"),
 }
 """What of that differs between the completions of a prompt, and is no object."""
-PLAIN_NUMBERS = (float, int, bool)
+OF_PROMPT: dict[str, Callable[[Task], Any]] = {
+    **dict.fromkeys(ANSWER, attrgetter("reference")),
+    "prompt": attrgetter("prompt"),
+    **dict.fromkeys(("data_source", "source"), attrgetter("source")),
+    **dict.fromkeys(("extra_info", "info", "extra"), lambda task: dict(task.extra)),
+    "task": lambda task: task,
+}
+"""What they share, unless a column of the dataset has that name."""
+OBJECTS = {"attempt", "completions", "completion_ids", "prompt_ids", "log_metric", "log_extra"}
+"""What is made anew at each call."""
+MISSING = object()
+PLAIN_NUMBERS = frozenset((float, int, bool))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +126,35 @@ def form_of(function: Function) -> Form:
     )
 
 
-Judge = Callable[[Attempt], float | Verdict | None]
+Call = Callable[[Any], Any]
+
+
+def _with(function: Function, *others: Any) -> Call:
+    """The function of its first argument alone. By its place: a partial with names takes five times
+    as long to be called."""
+    if not others:
+        return function
+    [other] = others
+    return lambda argument: function(argument, other)
+
+
+def judged(call: Call, argument: Any) -> float | Verdict | None:
+    """What a verifier says: a number, where it says nothing else; a failure where it raises."""
+    try:
+        value = call(argument)
+        if type(value) in PLAIN_NUMBERS and isfinite(value):
+            return float(value)
+        verdict = _verdict(_awaited(value))
+    except Exception as error:  # code we did not write: its failure becomes data
+        verdict = failure(error)
+    return verdict and finite(verdict)
+
+
+def timed(said: float | Verdict | None, seconds: float) -> Verdict | None:
+    """What a judge said, with how long it took where that is not known better."""
+    if isinstance(said, Verdict):
+        return said if said.seconds else said.lasting(seconds)
+    return None if said is None else Verdict(value=float(said), seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,53 +168,44 @@ class Verifier:
     parameters: Mapping[str, inspect.Parameter]
     built_in: str = ""
     options: Mapping[str, Any]
+    asks: frozenset[str] | None
+    """The parameters that are given by name: not the recipe's options. None for any name."""
+    places: tuple[str, ...]
+    """The parameters that may be given by their place, in order."""
 
     def one(self, task: Task, attempt: Attempt) -> Verdict | None:
         """The verdict on one completion; a failure for whatever the function raises."""
         started = time.monotonic()
-        said = self.judge_of(task)(attempt)
-        if said is None or isinstance(said, Verdict):
-            return said
-        return Verdict(value=said, seconds=time.monotonic() - started)
+        call, [argument] = self.call_of(task, columns_of([attempt]))
+        return timed(judged(call, argument), time.monotonic() - started)
 
-    def judge_of(self, task: Task) -> Judge:
-        """How it judges one completion of this prompt; what the prompt has to do with it is worked
-        out once. A plain float stands for a verdict that says nothing else, timed by the caller."""
-        call = self._call_of(task)
-        if call is None:
-            return lambda attempt: self._judged(task, [attempt])[0]
-
-        def judge(attempt: Attempt) -> float | Verdict | None:
-            started = time.monotonic()
-            try:
-                value = call(attempt)
-                if type(value) in PLAIN_NUMBERS and math.isfinite(value):
-                    return float(value)
-                verdict = _verdict(_awaited(value))
-            except Exception as error:  # code we did not write: its failure becomes data
-                verdict = failure(error)
-            return verdict and finite(verdict).lasting(time.monotonic() - started)
-
-        return judge
-
-    def _call_of(self, task: Task) -> Callable[[Attempt], Any] | None:
-        """The function for the completions of this prompt, where all that it asks for is plain:
-        what it could change is made anew for each of them."""
+    def call_of(self, task: Task, columns: Columns) -> tuple[Call, Sequence[Any]]:
+        """What judges the completions of this prompt: a function of one argument, and the argument
+        for each of them. What the prompt has to do with it is worked out once."""
         function, form = self.function, self.form
         if form.name == "(completion, answer)":
-            return lambda attempt: function(attempt.text, task.answer)
-        if form.name != "by name" or {"log_metric", "log_extra"} & set(self.parameters):
+            return _with(function, task.answer), columns.text
+        plain = self._plain_of(task) if form.name == "by name" else None
+        if plain is None or self.asks is None:
+            return lambda attempt: self._judged(task, [attempt])[0], columns.attempts()
+        own = [name for name in self.parameters if name in OF_COMPLETION and name in self.asks]
+        given = [OF_COMPLETION[name](columns) for name in own]
+        if (*own, *plain) == self.places[:2] and len(own) == 1:
+            return _with(function, *plain.values()), given[0]
+        call = functools.partial(function, **plain)
+        return lambda row: call(**dict(zip(own, row, strict=True))), list(zip(*given, strict=True))
+
+    def _plain_of(self, task: Task) -> dict[str, Any] | None:
+        """What its function is given for all completions of this prompt alike. None where any of it
+        is an object: what a function could change is made anew each time."""
+        if self.asks is None or not self.asks.isdisjoint(OBJECTS):
             return None
-        nobody = Attempt(text="", num_tokens=0, truncated=False)
-        # Never a column for a built-in verifier: those are the dataset author's.
-        known = _plain(task, nobody) if self.built_in else _by_name(form, task, [nobody])
-        asked = _asked(self, known)
-        shared = {name: value for name, value in asked.items() if name not in OF_ATTEMPT}
-        if not all(isinstance(value, str | int | float | None) for value in shared.values()):
-            return None
-        call = functools.partial(function, **shared)
-        own = [(name, OF_ATTEMPT[name]) for name in asked if name in OF_ATTEMPT]
-        return lambda attempt: call(**{name: get(attempt) for name, get in own})
+        if self.built_in:  # never a column: those are the dataset author's
+            return {"answer": task.answer} if "answer" in self.asks else {}
+        found = {name: _of_prompt(task, name) for name in self.asks.difference(OF_COMPLETION)}
+        given = {name: value for name, value in found.items() if value is not MISSING}
+        plain = all(isinstance(value, str | int | float | None) for value in given.values())
+        return given if plain else None
 
     def group(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdict | None]:
         """The verdicts on all completions of a prompt, by a function that sees them all."""
@@ -237,10 +268,6 @@ def _event_loop() -> asyncio.Runner:
     return asyncio.Runner()
 
 
-def _plain(task: Task, attempt: Attempt) -> dict[str, Any]:
-    return {"completion": attempt.text, "answer": task.answer, "num_tokens": attempt.num_tokens}
-
-
 def _object(cell: Any) -> Any:
     """A column of JSON text as what it says."""
     if isinstance(cell, str) and cell[:1] in ("{", "["):
@@ -253,16 +280,9 @@ def _object(cell: Any) -> Any:
 
 def _asked(verifier: Verifier, values: dict[str, Any]) -> dict[str, Any]:
     """What its function asks for, but for what is bound already: the recipe's options."""
-    function, parameters = verifier.function, verifier.parameters
-    bound = function.keywords if isinstance(function, functools.partial) else {}
-    free = {name: value for name, value in values.items() if name not in bound}
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return free
-    return {
-        name: free[name]
-        for name, parameter in parameters.items()
-        if name in free and (name in PLAIN or not _is_option(parameter))
-    }
+    if verifier.asks is None:
+        return {name: value for name, value in values.items() if name not in verifier.options}
+    return {name: value for name, value in values.items() if name in verifier.asks}
 
 
 def _is_option(parameter: inspect.Parameter) -> bool:
@@ -271,20 +291,21 @@ def _is_option(parameter: inspect.Parameter) -> bool:
     return parameter.kind is inspect.Parameter.KEYWORD_ONLY and has_default
 
 
+def _of_prompt(task: Task, name: str) -> Any:
+    """What a function is given by that name, the same for all completions of a prompt: a column of
+    the dataset, or what the prompt itself has; else MISSING."""
+    if name in task.extra and name not in HIDDEN:
+        value = task.extra[name]
+        return _object(value) if name in JSON_COLUMNS else value
+    get = OF_PROMPT.get(name)
+    return MISSING if get is None else get(task)
+
+
 def _by_name(form: Form, task: Task, attempts: Sequence[Attempt]) -> dict[str, Any]:
     """Everything that a function may ask for; lists, one entry per completion, in a batch form."""
     chat = isinstance(task.prompt, list)
-    common = dict.fromkeys(ANSWER, task.reference) | {
-        "prompt": task.prompt,
-        "data_source": task.source,
-        "source": task.source,
-        "extra_info": dict(task.extra),
-        "info": dict(task.extra),
-        "extra": dict(task.extra),
-        "task": task,
-    }
-    columns = {k: _object(v) if k in OBJECTS else v for k, v in task.extra.items()}
-    common |= {k: v for k, v in columns.items() if k not in HIDDEN}
+    found = {name: _of_prompt(task, name) for name in (*OF_PROMPT, *task.extra)}
+    common = {name: value for name, value in found.items() if value is not MISSING}
     if form.batch:
         texts: list[Any] = [a.text for a in attempts]
         values = {name: [value] * len(attempts) for name, value in common.items()}
@@ -353,7 +374,7 @@ def _verdict(found: Any) -> Verdict | None:
             raise ValueError(f"the dict that it returned has no 'score': {sorted(found)}")
         figures = {**found, **(found.get("parts") or {})}
         parts = {str(k): float(v) for k, v in figures.items() if k != key and _is_number(v)}
-        parts = {name: value for name, value in parts.items() if math.isfinite(value)}
+        parts = {name: value for name, value in parts.items() if isfinite(value)}
         return Verdict(value=float(found[key]), parts=parts, note=str(found.get("note", "")))
     if isinstance(found, Sequence) and not isinstance(found, str | bytes):
         if len(found) == 1 and _is_number(found[0]):  # written for a batch of one
@@ -393,13 +414,23 @@ def load(label: str, use: str = "", options: Mapping[str, Any] | None = None) ->
     except ValueError as error:
         raise ValueError(f"rewards.verifiers: {label!r}: {error}") from error
     built_in = (use or label) if (use or label) in BUILT_IN else ""
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    asks = {
+        name
+        for name, parameter in parameters.items()
+        if name not in options and (name in PLAIN or not _is_option(parameter))
+    }
+    by_place = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return Verifier(
         name=label,
         function=function,
         form=form,
-        parameters=inspect.signature(function).parameters,
+        parameters=parameters,
         built_in=built_in,
         options=options,
+        asks=None if takes_any else frozenset(asks),
+        places=tuple(name for name, p in parameters.items() if p.kind is by_place),
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from array import array
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from builders import completion, prompt
 from cluster.errors import Lost
 from cluster.lengths import Lengths
 from cluster.pool import Pool, ask_all
+from rewards.packed import Judged, Parcel, Piece, unpack_groups
 
 pytestmark = pytest.mark.ray
 
@@ -239,20 +241,21 @@ class Judge:
         self.error: Exception | None = None
         self.late: set[str] = set()
 
-    async def call(self, _: str, groups: list[dict]) -> list:
+    async def call(self, _: str, parcel: Parcel) -> Judged:
+        groups = texts_of(parcel)
         self.calls.append(len(groups))
         await asyncio.sleep(0.001)
         if self.error:
             raise self.error
-        if len(groups) > 1 and any(text in self.late for g in groups for text in g["text"]):
-            first = next(i for i, g in enumerate(groups) if self.late & set(g["text"]))
-            return [self._said(g) if i < first else None for i, g in enumerate(groups)]
-        return [self._said(group) for group in groups]
+        late = [n for n, texts in enumerate(groups) if self.late.intersection(texts)]
+        again = range(late[0], len(groups)) if late and len(groups) > 1 else ()
+        values = [float(text) for texts in groups for text in texts]
+        numbers = array("d", values + [self.seconds] * len(values)).tobytes()
+        return Judged([Piece(range(len(values)), ["v"], numbers)], again)
 
-    def _said(self, group: dict) -> list:
-        values = [float(text) for text in group["text"]]
-        plain = {"v": [values, [self.seconds] * len(values)]}
-        return [{"items": group["items"], "plain": plain, "more": []}]
+
+def texts_of(parcel: Parcel) -> list[list[str]]:
+    return [columns.text for _, columns in unpack_groups(parcel.data)]
 
 
 def judged(judge: Judge, count: int) -> list[float]:
@@ -276,11 +279,18 @@ def test_groups_that_wait_travel_together_where_verifiers_are_quick():
     judge = Judge()
     assert judged(judge, 500) == list(range(500)), "to each its own"
     assert sum(judge.calls) == 1500 and len(judge.calls) < 300
-    assert max(judge.calls) <= 64
+    assert 32 <= max(judge.calls) <= 128
     slow = Judge()
     slow.seconds = 1.0
     assert judged(slow, 50) == list(range(50))
     assert set(slow.calls) == {1}, "nobody travels with one that takes its time"
+
+
+def test_what_waits_is_shared_out_among_the_scorers():
+    judge = Judge(members=4)
+    judge.seconds = 1e-6
+    assert judged(judge, 100) == list(range(100))
+    assert max(judge.calls) <= 26, "no scorer takes what three others could begin with"
 
 
 def test_what_travelled_with_a_late_group_is_asked_for_again_alone():
@@ -305,17 +315,17 @@ class Mortal(Judge):
     deaths = 0
     alive: asyncio.Future | None = None
 
-    async def call(self, _: str, groups: list[dict]) -> list:
+    async def call(self, _: str, parcel: Parcel) -> Judged:
         if self.alive is None or self.alive.done():
             self.alive = asyncio.get_running_loop().create_future()
         alive = self.alive
         await asyncio.sleep(0.001)
-        if any("77" in group["text"] for group in groups) and not alive.done():
+        if ["77"] in texts_of(parcel) and not alive.done():
             self.deaths += 1
             alive.set_result(None)
         if alive.done():
             raise Lost("scorer/0, judge", "out of memory")
-        return await super().call(_, groups)
+        return await super().call(_, parcel)
 
 
 @pytest.mark.parametrize("seconds", [1e-6, 1.0], ids=["quick", "slow"])
@@ -335,7 +345,7 @@ def test_a_group_that_scorers_die_of_is_unscorable():
     from rewards import RewardConfig
 
     class Dies(Judge):
-        async def call(self, _: str, groups: list[dict]) -> list:
+        async def call(self, _: str, parcel: Parcel) -> Judged:
             raise Lost("scorer/0, judge", "out of memory")
 
     config = RewardConfig.model_validate({"verifiers": {"number": 1.0, "think_number": 0.2}})
@@ -374,12 +384,12 @@ def test_whoever_is_free_first_takes_the_next_group():
             super().__init__(members=2)
             self.under_way = self.most = 0
 
-        async def call(self, _: str, groups: list[dict]) -> list:
+        async def call(self, _: str, parcel: Parcel) -> Judged:
             self.under_way += 1
             self.most = max(self.most, self.under_way)
-            await asyncio.sleep(2.0 if groups[0]["text"] == ["1"] else 0.01)
+            await asyncio.sleep(2.0 if texts_of(parcel) == [["1"]] else 0.01)
             self.under_way -= 1
-            return await super().call(_, groups)
+            return await super().call(_, parcel)
 
     async def scenario() -> None:
         judge = Slow()

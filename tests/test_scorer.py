@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rewards import Attempt, RewardConfig, Rubric, Score, Task, Verdict
-from rewards.packed import pack_group, unpack_verdicts
+from rewards.packed import pack_groups, unpack_verdicts
 from rewards.scorer import Scorer
 from rewards.verifiers import load
 
@@ -359,45 +359,50 @@ def test_several_groups_in_one_turn(module: None):
     judged alone, it has its verdict."""
     hostile = scorer(1.0)
 
-    def packed(*texts: str) -> dict:
-        return pack_group(Task(answer=""), [attempt(t) for t in texts], lambda a: a.text != "skip")
+    def judged(*groups: tuple[str, ...]) -> list[list[float] | str]:
+        """The values of each group; `again` for one that is to be handed in again."""
+        tried = [(Task(answer=""), [attempt(text) for text in group]) for group in groups]
+        found = hostile.judge(pack_groups(tried, lambda attempt: attempt.text != "skip"))
+        verdicts = iter(unpack_verdicts(found.pieces, sum(map(len, groups))))
+        said = [[next(verdicts) for _ in group] for group in groups]
+        return [
+            "again" if n in found.again else [v.value for each in group for v in each.values() if v]
+            for n, group in enumerate(said)
+        ]
 
-    def values(pieces: list | None, count: int) -> list:
-        if pieces is None:
-            return ["again"]
-        return [v.value for each in unpack_verdicts(pieces, count) for v in each.values() if v]
-
-    quick = hostile.judge([packed("a", "b"), packed("skip"), packed("skip", "c"), packed("d" * 9)])
-    assert [values(p, 2) for p in quick] == [[1.0, 1.0], [], [1.0], [1.0]]
+    quick = judged(("a", "b"), ("skip",), ("skip", "c"), ("d" * 9,))
+    assert quick == [[1.0, 1.0], [], [1.0], [1.0]]
     for bad in ("hang", "exit"):
         started = time.monotonic()
-        found = hostile.judge([packed("a"), packed("b", bad), packed("c")])
-        assert found[1] is None, bad
-        assert values(found[0], 1) in ([1.0], ["again"]) and found[2] is None, bad
+        first, ill, last = judged(("a",), ("b", bad), ("c",))
+        assert (ill, last) == ("again", "again"), bad
+        assert first in ([1.0], "again")
         assert time.monotonic() - started < 0.9, "not its whole timeout"
-        [alone] = hostile.judge([packed("b", bad)])
-        assert len(values(alone, 2)) == 2
-    long = hostile.judge([packed(*("x" * 100_000 for _ in range(8))) for _ in range(8)])
-    assert [values(p, 8) for p in long] == [[1.0] * 8] * 8, "more than a pipe holds, both ways"
+        [alone] = judged(("b", bad))
+        assert len(alone) == 2
+        assert judged(("skip",), ("b", bad)) == [[], alone], "one alone that has to be judged"
+    long = judged(*[("x" * 100_000,) * 8] * 8)
+    assert long == [[1.0] * 8] * 8, "more than a pipe holds, both ways"
+    slow = judged(*[("sleep0.03", "a", "sleep0.03")] * 4)
+    assert slow == [[1.0] * 3] * 4, "more than one reply"
     hostile.close()
 
 
 def test_verifiers_of_groups_travel_together_too(module: None):
     each = scorer(5.0, "hostile_verifier:count", "hostile_verifier:verify")
     [child] = each._idle
-    groups = [
-        pack_group(Task(answer=""), [attempt(str(n)) for n in range(size)], lambda _: True)
-        for size in (1, 3, 2)
-    ]
+    sizes = (1, 3, 0, 2)
+    groups = [(Task(answer=""), [attempt(str(n)) for n in range(size)]) for size in sizes]
     for _ in range(2):
-        found = each.judge(groups)
-        assert None not in found, "something was out of step"
-        for pieces, size in zip(found, (1, 3, 2), strict=True):
-            for verdicts in unpack_verdicts(pieces or [], size):
-                assert [v and v.value for v in verdicts.values()] in (
-                    [float(size), 1.0],
-                    [1.0, float(size)],
-                )
+        found = each.judge(pack_groups(groups, lambda _: True))
+        assert not found.again, "something was out of step"
+        verdicts = iter(unpack_verdicts(found.pieces, sum(sizes)))
+        for size in sizes:
+            for said in [next(verdicts) for _ in range(size)]:
+                assert {n.partition(":")[2]: v and v.value for n, v in said.items()} == {
+                    "count": float(size),
+                    "verify": 1.0,
+                }
     assert each._idle == [child], "the child was killed"
     each.close()
 

@@ -9,11 +9,8 @@ import contextlib
 import ctypes
 import errno
 import os
-import platform
 import resource
-import shutil
 import struct
-import subprocess
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
@@ -114,7 +111,7 @@ def seccomp_filter(pid: int, *, may_truncate: bool = True, machine: str = "") ->
 
     Raises RuntimeError on an architecture whose system calls are not listed.
     """
-    machine = machine or platform.machine()
+    machine = machine or os.uname().machine
     if machine not in ARCHITECTURES:
         raise RuntimeError(f"no seccomp filter for {machine}, only for {', '.join(ARCHITECTURES)}")
     column = list(ARCHITECTURES).index(machine)
@@ -256,6 +253,8 @@ def written(pid: int) -> int:
 
 def remove(folder: str) -> None:
     """A folder that a candidate filled, whatever it put there."""
+    import shutil  # here: most programs leave nothing, and their start does not wait for these two
+    import subprocess
 
     def unlock(_: object, path: str, __: object) -> None:
         """A folder that its owner may not read."""

@@ -1,6 +1,6 @@
 """The trusted process inside the sandbox: one candidate process per test, nothing secret.
 
-`python -I -S runner.py` with a job on stdin, one JSON line each: first the settings with the
+`runner.main()` with a job on stdin, one JSON line each: first the settings with the
 program, then one line per test. For each test, one JSON line on stdout that says how the process
 ended and how many bytes follow, then those bytes: what the candidate wrote, unread.
 
@@ -24,7 +24,6 @@ import threading
 import time
 import types
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import confine  # pyright: ignore[reportImplicitRelativeImport]
 
 POLL_SECONDS = 0.05
@@ -54,6 +53,7 @@ def main() -> None:
         os.chmod(settings["scratch"], 0o711)
         for name in os.listdir(settings["scratch"]):  # the next test finds nothing of this one
             confine.remove(os.path.join(settings["scratch"], name))
+    os._exit(0)  # what an interpreter does at its end takes milliseconds
 
 
 def _send(replies: io.FileIO, data: bytes) -> None:
@@ -331,7 +331,3 @@ def _encoded(value: object, depth: int) -> list:
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return _encoded(value.tolist(), inner)  # type: ignore[attr-defined]
     return ["other", type(value).__name__]
-
-
-if __name__ == "__main__":
-    main()
