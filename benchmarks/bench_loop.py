@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import tempfile
 import time
+from array import array
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,12 +92,14 @@ def controller(samplers: Any, window: Any) -> Any:
     from cluster.run import Run
     from cluster.scoring import Scoring
     from rewards import RewardConfig
+    from rewards.packed import Judged, Parcel, Piece
     from rollout import Prompt
     from rollout.config import SamplingConfig
 
-    def judge(_: str, groups: list[dict]) -> list[Any]:
-        plain = {"number": [[float(i % 2) for i in range(SIZE)], [1e-6] * SIZE]}
-        return [[{"items": g["items"], "plain": plain, "more": []}] for g in groups]
+    def judge(_: str, parcel: Parcel) -> Judged:
+        count = len(parcel.sizes) * SIZE
+        numbers = array("d", [float(i % 2) for i in range(count)] + [1e-6] * count).tobytes()
+        return Judged([Piece(range(count), ["number"], numbers)], ())
 
     ids = np.arange(100, dtype=np.int32)
     given = [Prompt(id=f"{i}", token_ids=ids, text="?", answer="7", source="") for i in range(64)]

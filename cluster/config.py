@@ -66,9 +66,10 @@ class ClusterConfig(BaseModel):
     """Ray cluster to join. `auto` joins the one this job was submitted to, or starts one of its own
     on this machine; `local` always starts one; otherwise host:port."""
 
-    weight_backend: Literal["auto", "shm", "ray", "nccl", "ipc"] = "auto"
+    weight_backend: Literal["auto", "shm", "ray", "gloo", "nccl", "ipc"] = "auto"
     """How weights reach the samplers: a memory-mapped file, Ray's object store (and only what
-    changed of them), NCCL, or CUDA IPC. `auto` takes NCCL for GPUs; else the file where the run
+    changed of them), NCCL (gloo is the same way between CPUs, to prove it: samplers pause for the
+    whole push), or CUDA IPC. `auto` takes NCCL for GPUs; else the file where the run
     starts a Ray of its own, and the object store where it joins a cluster."""
 
     weight_directory: str = "/dev/shm"

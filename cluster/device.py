@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from cluster.config import RunConfig
 from learner.memory import kv_width
+from rollout.transfer import Backend
 
 # One thread per process: with two spinning OpenMP threads on contended cores, decoding was 70-100
 # times slower. Passive waiting costs nothing with one.
@@ -28,7 +29,7 @@ class Device:
     dtype: str
     collectives: str
     """Backend of the learner's process group."""
-    weight_backend: Literal["shm", "ray", "nccl", "ipc"]
+    weight_backend: Backend
     canary_bound: float
     """Largest logprob gap between learner and sampler that rounding explains."""
     resource: Literal["CPU", "GPU"]
@@ -63,8 +64,12 @@ def resolve(config: RunConfig, *, gpus: float, one_machine: bool = True) -> Devi
     kind = wanted if wanted != "auto" else ("cuda" if gpus else "cpu")
     device = _cuda(config) if kind == "cuda" else _cpu(config, one_machine)
     backend = device.weight_backend
-    if kind == "cpu" and backend not in ("shm", "ray"):
-        raise ValueError(f"cluster.weight_backend={backend} needs GPUs; on CPU it is shm or ray")
+    if kind == "cpu" and backend in ("nccl", "ipc"):
+        raise ValueError(
+            f"cluster.weight_backend={backend} needs GPUs; on CPU it is shm, ray or gloo"
+        )
+    if kind == "cuda" and backend == "gloo":
+        raise ValueError("cluster.weight_backend=gloo is for CPUs; with GPUs it is nccl or ipc")
     return device
 
 

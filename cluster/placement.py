@@ -172,6 +172,7 @@ class Fleet:
             directory=config.cluster.weight_directory,
             address=host,
             port=port + 1,
+            seconds=config.cluster.step_timeout,
         )
 
     async def start_sampler(self, index: int) -> Member:

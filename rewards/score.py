@@ -121,16 +121,24 @@ class Rubric:
             verdicts = {name: Verdict(value=0.0) for name in self.weights}
         given = {name: verdict for name, verdict in verdicts.items() if verdict is not None}
         # One of weight 0 is only logged: what becomes of it decides nothing.
-        weighed = [n for n in given if self.weights[n] or not any(self.weights.values())]
-        parts = {name: v.value for name, v in given.items() if v.outcome != "unscorable"}
+        logged_only = any(self.weights.values())
+        weighed = [name for name in given if self.weights[name] or not logged_only]
+        parts: dict[str, float] = {}
+        seconds: dict[str, float] = {}
+        faults: dict[str, Outcome] = {}
+        notes: list[tuple[Outcome, str]] = []
         for name, verdict in given.items():
-            parts |= {f"{name}/{key}": value for key, value in verdict.parts.items()}
-        seconds = {name: verdict.seconds for name, verdict in given.items()}
-        faults: dict[str, Outcome] = {
-            name: v.outcome for name, v in given.items() if v.outcome != "scored"
-        }
-        notes = [(v.outcome, f"{name}: {v.note}") for name, v in given.items() if v.note]
-        for fault in FAULTS:
+            seconds[name] = verdict.seconds
+            if verdict.outcome != "unscorable":
+                parts[name] = verdict.value
+            if verdict.outcome != "scored":
+                faults[name] = verdict.outcome
+            if verdict.note:
+                notes.append((verdict.outcome, f"{name}: {verdict.note}"))
+        for name, verdict in given.items():
+            for key, value in verdict.parts.items():
+                parts[f"{name}/{key}"] = value
+        for fault in FAULTS if faults else ():
             if any(given[name].outcome == fault for name in weighed):
                 note = "; ".join(text for outcome, text in notes if outcome == fault)
                 reward = None if fault == "unscorable" else 0.0
@@ -145,13 +153,15 @@ class Rubric:
         if not weighed:
             note = f"none of {', '.join(self.weights)} applies"
             return Score(reward=None, parts={}, outcome="unscorable", note=note)
-        total = sum(self.weights[name] * given[name].value for name in weighed)
-        steps = [
-            (end, self.weights[name] * value)
-            for name in weighed
-            for end, value in given[name].steps
-        ]
-        rest = sum(self.weights[n] * given[n].value for n in weighed if not given[n].steps)
+        total, rest = 0.0, 0.0
+        steps: list[tuple[int, float]] = []
+        for name in weighed:
+            weight, verdict = self.weights[name], given[name]
+            total += weight * verdict.value
+            if verdict.steps:
+                steps += [(end, weight * value) for end, value in verdict.steps]
+            else:
+                rest += weight * verdict.value
         longest, buffer, penalty = self.overlong
         if buffer:
             parts["overlong"] = overlong_penalty(attempt.num_tokens, longest, buffer)

@@ -216,6 +216,7 @@ class PayloadReceiver(Mapped):
         self._held = update_info.digest
 
 
+WeightTransferEngineFactory.register_engine("gloo", "rollout.broadcast", "BroadcastReceiver")
 WeightTransferEngineFactory.register_engine("ray", PayloadReceiver)
 WeightTransferEngineFactory.register_engine("shm", SharedMemoryReceiver)
 

@@ -171,8 +171,11 @@ def _check(scored: ScoredGroup) -> None:
             )
         if not completion.trainable.any():
             raise ValueError(f"{where}, sample {sample}: no trainable token")
-        bad = completion.trainable & ~np.isfinite(completion.logprobs)
-        if bad.any() and scored.scores[sample].reward is not None:
+        finite = np.isfinite(completion.logprobs)
+        if finite.all() or scored.scores[sample].reward is None:
+            continue
+        bad = completion.trainable & ~finite
+        if bad.any():
             at = int(np.flatnonzero(bad)[0])
             raise ValueError(
                 f"{where}, sample {sample}: column behaviour_logprobs is "

@@ -28,7 +28,7 @@ from blake3 import blake3
 from rollout.delta import encode
 from rollout.leftovers import WEIGHTS, lock, remove_weights
 
-Backend = Literal["shm", "ray", "nccl", "ipc"]
+Backend = Literal["shm", "ray", "gloo", "nccl", "ipc"]
 STAGED = ("shm", "ray")
 """Backends whose samplers have the bytes before an update begins: the learner takes no part in it,
 and each sampler begins when it is ready."""
@@ -251,8 +251,8 @@ class PayloadSender:
 
 
 class NativeSender:
-    """vLLM's own trainer engines (`nccl`, `ipc`), which need paused samplers and take part in the
-    update themselves.
+    """vLLM's own trainer engines (`nccl`, `ipc`, and `gloo` in their shape), which need paused
+    samplers and take part in the update themselves.
 
     They call `finish_weight_update` without a version; the client wrapper adds it.
     """
@@ -310,9 +310,11 @@ class Endpoint:
     """For `shm`: a folder that learner rank 0 and all samplers share."""
     address: str = ""
     port: int = 0
-    """For `nccl`: where rank 0 listens."""
+    """For `nccl` (and the address, for `gloo`): where rank 0 listens."""
     num_workers: int = 1
     """Sampler workers in all: replicas x tensor_parallel."""
+    seconds: float = 600.0
+    """For `gloo`: how long one broadcast may take."""
 
 
 def connect(endpoint: Endpoint, source: Source, client: NativeClient, *, rank: int) -> Sender:
@@ -321,6 +323,19 @@ def connect(endpoint: Endpoint, source: Source, client: NativeClient, *, rank: i
         return SharedMemorySender(source, client, rank=rank, directory=Path(endpoint.directory))
     if endpoint.backend == "ray":
         return PayloadSender(source, client, rank=rank)
+    if endpoint.backend == "gloo":
+        from rollout.broadcast import BroadcastTrainerInit
+
+        return NativeSender(
+            source,
+            client,
+            BroadcastTrainerInit(
+                address=endpoint.address,
+                world_size=1 + endpoint.num_workers,
+                seconds=endpoint.seconds,
+                rank=rank,
+            ),
+        )
     if endpoint.backend == "nccl":
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 

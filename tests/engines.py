@@ -85,3 +85,12 @@ class LocalClient:
 
     def stage_weights(self, update_info: dict) -> None:
         self.sampler.stage(update_info).result(60)
+
+    def start_weight_update(self) -> None:
+        self.sampler.update("start", {}).result(60)
+
+    def update_weights(self, update_info: dict) -> None:
+        self.sampler.update("update", update_info).result(60)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self.acknowledged = self.sampler.finish_update(int(weight_version or 0)).result(60)

@@ -23,7 +23,9 @@ ONLY_IN = {
     ),
 }
 DEVICE_WORDS = re.compile(r"\b(cuda|nccl|gloo)\b", re.IGNORECASE)
-DEVICE_FILES = {"cluster/device.py", "cluster/config.py", "rollout/transfer.py"}
+DEVICE_FILES = {
+    "cluster/device.py", "cluster/config.py", "rollout/transfer.py", "rollout/broadcast.py",
+}  # fmt: skip
 
 
 def imports(path: Path) -> list[tuple[str, int, bool]]:

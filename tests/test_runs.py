@@ -505,3 +505,25 @@ def test_the_package_leaves_no_weight_files():
     left = [path.name for path in Path("/dev/shm").glob("cohort-weights-*")]
     assert left == [], "shared memory of finished runs"
     assert shutil.disk_usage("/dev/shm").free > 0
+
+
+@pytest.mark.slow
+def test_weights_by_broadcast_train_what_weights_in_memory_do(tiny: Path, tmp_path: Path):
+    """The way of GPUs, in which samplers pause and the learner takes part: the same protocol, ranks
+    and buckets, over gloo. Two samplers, and two learner ranks that gather their shards for it."""
+    found = {}
+    for backend in ("shm", "gloo"):
+        settings = {
+            "cluster.weight_backend": backend,
+            "sampler.replicas": "2",
+            "learner.ranks": "2",
+            "learner.zero.stage": "3",
+        }
+        arguments = small_recipe(tmp_path, tiny, name=backend, steps="3", **settings)
+        cohort("train", *arguments)
+        rows = metrics(tmp_path / "outputs" / backend)
+        assert len(rows) == 3
+        assert all(row["policy/canary_gap"] < 1e-3 for row in rows)
+        assert all(row["schedule/staleness_max"] == 0 for row in rows), "versions were not stamped"
+        found[backend] = json.loads((tmp_path / "outputs" / backend / "result.json").read_text())
+    assert found["gloo"]["weights_digest"] == found["shm"]["weights_digest"]

@@ -167,6 +167,54 @@ def test_weights_through_ray_and_their_differences(own_core: bool, tiny: Path, t
         assert found["after"] == 1.0, "after a failure the samplers get everything"
 
 
+def publish_by_broadcast(sampler, model_path: str) -> list[dict]:
+    """As vLLM's `nccl` engines are driven: paused samplers, the learner's part, the version."""
+    from learner.source import ZeroSource
+    from rollout import broadcast
+    from rollout.transfer import Endpoint, NativeSender, connect
+
+    broadcast.BUCKET = 100_000  # several, and tensors that are larger than one
+    model = load(model_path)
+    source = ZeroSource(model, sharded=False)
+    client = LocalClient(sampler)
+    tokens = np.random.default_rng(1).integers(0, 460, 60).tolist()
+    found = []
+    for connection in (1, 2):  # the second as when a sampler has been replaced
+        endpoint = Endpoint(backend="gloo", address="127.0.0.1", seconds=60.0)
+        sender = connect(endpoint, source, client, rank=0)
+        assert isinstance(sender, NativeSender)
+        for push in (1, 2):
+            version = 2 * connection + push
+            stale = sampler.score(tokens).result(60)
+            perturb(model, version)
+            assert sender.stage() == ""
+            sampler.pause("keep").result(60)
+            sender.send(version)
+            sampler.resume().result(60)
+            fresh = sampler.score(tokens).result(60)
+            gap = float(np.abs(fresh - logprobs_of(model, tokens)).max())
+            moved = float(np.abs(fresh - stale).max())
+            found.append({"moved": moved, "gap": gap, "acknowledged": client.acknowledged})
+        sender.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("shape", "own_core"),
+    [("tied", False), ("untied", False), pytest.param("tied", True, marks=pytest.mark.slow)],
+    ids=["tied", "untied", "tied, core in a process of its own"],
+)
+def test_weights_by_broadcast(shape: str, own_core: bool, tiny: Path, untied: Path, tmp_path: Path):
+    model = {"tied": tiny / "model", "untied": untied}[shape]
+    rounds = with_sampler(
+        publish_by_broadcast, tmp_path, model, str(model), own_core=own_core, backend="gloo"
+    )
+    for version, found in enumerate(rounds, start=3):
+        assert found["moved"] > 0.05, "the update changed nothing: this test would prove nothing"
+        assert found["gap"] <= MAX_GAP, found
+        assert found["acknowledged"] == [version, ""]
+
+
 def wrong_weights(sampler, model_path: str, directory: str) -> dict[str, str]:
     import torch
 
