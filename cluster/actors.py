@@ -283,6 +283,10 @@ class SamplerClient:
             "the handshake with",
         )
 
+    def expect_weights(self, info: dict[str, Any]) -> None:
+        calls = [s.update.remote("expect", info) for s in self._samplers.values()]
+        self._get(calls, "comparing models with")
+
     def stage_weights(self, update_info: dict[str, Any]) -> None:
         shared = ray.put(update_info)  # once, however many samplers there are
         self._get([s.stage.remote(shared) for s in self._samplers.values()], "handing weights to")

@@ -148,7 +148,7 @@ class Scorers:
     def _next(self) -> list["Waiting"]:
         """Those that travel in the next call."""
         together = [self._waiting.popleft()]
-        share = 1 + len(self._waiting) // len(self._pool.members)
+        share = 1 + len(self._waiting) // max(len(self._pool.members), 1)
         most = min(MOST_TOGETHER, share, TRAVEL_SECONDS / max(self._seconds_per_group, 1e-9))
         while self._waiting and len(together) < int(most):
             if together[0].alone or self._waiting[0].alone:

@@ -15,8 +15,9 @@ class ZeroSource:
     """Weights of a module whose parameters ZeRO may have sharded.
 
     `metadata()` gathers nothing. Iterating is a collective under ZeRO-3, one decoder layer at a
-    time, so no rank ever holds more than a layer beyond its share; all ranks iterate together. A
-    tied head appears once, under the embedding's name, as in the checkpoint.
+    time, the next one while whoever iterates has this one (sends it, say): so no rank ever holds
+    more than two layers beyond its share. All ranks iterate together. A tied head appears once,
+    under the embedding's name, as in the checkpoint.
     """
 
     def __init__(self, model: Any, *, sharded: bool) -> None:
@@ -32,16 +33,22 @@ class ZeroSource:
         ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for layer in self._layers():
-            if not self._sharded:
+        layers = list(self._layers())
+        gathers = [self._gather(layers[0])]
+        try:
+            for number, layer in enumerate(layers):
+                gathers[0].wait()
+                gathers += [self._gather(after) for after in layers[number + 1 : number + 2]]
                 yield from ((name, self._whole(name, p)) for name, p in layer)
-                continue
-            import deepspeed
+                gathers.pop(0).release()
+        finally:
+            for each in gathers:  # nobody wants the rest
+                each.wait()
+                each.release()
 
-            names = [name for name, _ in layer if name in self._deltas]
-            adapters = [p for name in names for p in self._deltas[name][1]]
-            with deepspeed.zero.GatheredParameters([*(p for _, p in layer), *adapters]):
-                yield from ((name, self._whole(name, p)) for name, p in layer)
+    def _gather(self, layer: list[tuple[str, Tensor]]) -> "Gather":
+        adapters = [p for name, _ in layer if name in self._deltas for p in self._deltas[name][1]]
+        return Gather([*(p for _, p in layer), *adapters] if self._sharded else [])
 
     def _whole(self, name: str, parameter: Tensor) -> Tensor:
         """The weight, with its adapter added in where it has one."""
@@ -93,6 +100,28 @@ class ZeroSource:
             if keep:
                 state[name] = tensor.to("cpu", copy=True)
         return state
+
+
+class Gather:
+    """Whole parameters, from all ranks, on their way since this was made; those that are whole here
+    anyhow are left as they are. The calls of DeepSpeed's own prefetching: its context manager waits
+    when it is entered."""
+
+    def __init__(self, parameters: list[Any]) -> None:
+        self._parameters = [p for p in parameters if p.ds_status.name == "NOT_AVAILABLE"]
+        first = self._parameters[0] if self._parameters else None
+        self._on_its_way = (
+            first.all_gather_coalesced(self._parameters) if first is not None else None
+        )
+
+    def wait(self) -> None:
+        if self._on_its_way is not None:
+            self._on_its_way.wait()
+
+    def release(self) -> None:
+        """Keep this rank's share alone."""
+        if self._parameters:
+            self._parameters[0].partition(param_list=self._parameters, has_been_updated=False)
 
 
 def _layer_of(name: str) -> str:

@@ -34,6 +34,25 @@ HASHED = 4 << 20
 """Bytes between two looks at the clock."""
 
 
+def hold_against(hf_config: Any, slots: list[Slot]) -> None:
+    """vLLM accepts missing tensors with a log line and narrows wrong shapes in silence, so what is
+    announced is held against what the model's own config says, name by name. Raises RuntimeError.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf_config)
+    expected = {name: list(p.shape) for name, p in model.named_parameters()}
+    announced = {slot.name: slot.shape for slot in slots}
+    for name in [*expected, *announced]:
+        if announced.get(name) != expected.get(name):
+            raise RuntimeError(
+                f"the learner's and the sampler's model differ at {name}: the learner sends "
+                f"{announced.get(name, 'nothing')}, the sampler expects "
+                f"{expected.get(name, 'nothing')}"
+            )
+
+
 class Mapped(WeightTransferEngine[Any, Any]):
     """What the backends share: weights that lie in a buffer as `lay_out` says.
 
@@ -51,23 +70,6 @@ class Mapped(WeightTransferEngine[Any, Any]):
     """Digest of what was staged and is not served yet."""
     _parts: Iterator[None] = iter(())
     _twin: Twin | None = None
-
-    def _check(self, slots: list[Slot]) -> None:
-        """vLLM accepts missing tensors with a log line and narrows wrong shapes in silence, so what
-        is announced is held against what the model's own config says, name by name."""
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.model_config.hf_config)
-        expected = {name: list(p.shape) for name, p in model.named_parameters()}
-        announced = {slot.name: slot.shape for slot in slots}
-        for name in [*expected, *announced]:
-            if announced.get(name) != expected.get(name):
-                raise RuntimeError(
-                    f"the learner's and the sampler's model differ at {name}: the learner sends "
-                    f"{announced.get(name, 'nothing')}, the sampler expects "
-                    f"{expected.get(name, 'nothing')}"
-                )
 
     def begin_staging(self, update_info: Any) -> None:
         """Bring the bytes into the buffer. Whatever was staged before is forgotten."""
@@ -155,7 +157,7 @@ class SharedMemoryReceiver(Mapped):
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
         slots = [Slot(**slot) for slot in init_info.slots]
-        self._check(slots)
+        hold_against(self.model_config.hf_config, slots)
         try:
             fd = os.open(init_info.path, os.O_RDONLY)
         except FileNotFoundError as error:
@@ -196,7 +198,7 @@ class PayloadReceiver(Mapped):
 
     def init_transfer_engine(self, init_info: PayloadInit) -> None:
         self._slots = [Slot(**slot) for slot in init_info.slots]
-        self._check(self._slots)
+        hold_against(self.model_config.hf_config, self._slots)
         self._buffer = mmap.mmap(-1, init_info.size)
 
     def _take(self, update_info: PayloadUpdate) -> None:
@@ -226,6 +228,11 @@ class Receiver:
 
     weight_transfer_engine: Any
     vllm_config: Any
+
+    def expect_weights(self, info: dict[str, Any]) -> None:
+        """What will come through an engine of vLLM's own, which would not look."""
+        slots = [Slot(**slot) for slot in info["slots"]]
+        hold_against(self.vllm_config.model_config.hf_config, slots)
 
     def begin_staging(self, update_info: dict[str, Any]) -> None:
         engine = self.weight_transfer_engine

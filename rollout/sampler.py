@@ -37,7 +37,7 @@ STAGING = 0.5
 IDLE_SECONDS = 0.1
 """The same while nothing is decoded; what is asked meanwhile waits."""
 
-Phase = Literal["init", "start", "update"]
+Phase = Literal["expect", "init", "start", "update"]
 
 
 def sample_seed(run: str, prompt_id: str, ticket: int, sample: int, attempt: int = 0) -> int:
@@ -500,6 +500,7 @@ class Sampler:
 
     def _update(self, phase: Phase, *info: dict[str, Any]) -> None:
         methods = {
+            "expect": "expect_weights",
             "init": "init_weight_transfer_engine",
             "start": "start_weight_update",
             "update": "update_weights",

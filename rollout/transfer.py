@@ -68,7 +68,11 @@ class Client(Protocol):
 
 
 class NativeClient(Client, Protocol):
-    """The structure of vLLM's VLLMWeightSyncClient."""
+    """The structure of vLLM's VLLMWeightSyncClient, and what it lacks."""
+
+    def expect_weights(self, info: dict[str, Any]) -> None:
+        """What they will be sent (`slots`). Raises RuntimeError when their model differs."""
+        ...
 
     def start_weight_update(self) -> None: ...
     def update_weights(self, update_info: Any) -> None: ...
@@ -268,6 +272,9 @@ class NativeSender:
             def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
                 return iter(source)
 
+        if init_info.is_sender:
+            slots, _ = lay_out(source.metadata())
+            client.expect_weights({"slots": [vars(slot) for slot in slots]})
         self.sent = 1.0
         self._stamp = _Stamp(client)
         self._engine = WeightTransferTrainerFactory.trainer_init(

@@ -86,6 +86,9 @@ class LocalClient:
     def stage_weights(self, update_info: dict) -> None:
         self.sampler.stage(update_info).result(60)
 
+    def expect_weights(self, info: dict) -> None:
+        self.sampler.update("expect", info).result(60)
+
     def start_weight_update(self) -> None:
         self.sampler.update("start", {}).result(60)
 

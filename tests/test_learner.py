@@ -55,6 +55,46 @@ def alone(tables: list[str], tiny: Path, tmp_path_factory: pytest.TempPathFactor
     return losses
 
 
+def iterate_in_part(learner, paths: list[str]) -> dict:
+    """Weights of a learner behind an update: whole, broken off, and whole again."""
+    train(learner, paths)
+    source = learner._source
+    parameters = [p for _, p in source._parameters]
+    status = [p.ds_status.name for p in parameters]
+    names = []
+    for name, _ in source:
+        names.append(name)
+        if len(names) == 5:
+            whole = sum(p.ds_status.name != "NOT_AVAILABLE" for p in parameters)
+            break
+    return {
+        "announced": [meta.name for meta in source.metadata()],
+        "whole": whole,
+        "status": [status, [p.ds_status.name for p in parameters]],
+        "digests": [source.digest(), source.digest()],
+        "again": train(learner, paths)[-1]["learner/loss"],
+    }
+
+
+def test_a_layer_is_gathered_while_the_one_before_is_sent(
+    tables: list[str], tiny: Path, tmp_path: Path
+):
+    """And whoever breaks off leaves every rank with its share alone, able to go on."""
+    settings = {
+        **SETTINGS,
+        "zero": {"stage": 3},
+        "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
+    }
+    first, second = on_ranks(
+        iterate_in_part, tmp_path, tables[:2], ranks=2, config=settings, model=tiny / "model"
+    )
+    assert first == second
+    assert first["digests"][0] == first["digests"][1]
+    assert first["status"][0] == first["status"][1], "left gathered"
+    assert set(first["status"][1]) == {"NOT_AVAILABLE"}
+    assert 5 < first["whole"] < len(first["announced"]), "this layer and the next, no more"
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_give_the_loss_curve_of_one(
     stage: int, alone: list[float], tables: list[str], tiny: Path, tmp_path: Path

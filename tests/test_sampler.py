@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -219,7 +220,7 @@ def wrong_weights(sampler, model_path: str, directory: str) -> dict[str, str]:
     import torch
 
     from learner.source import ZeroSource
-    from rollout.transfer import SharedMemorySender, TensorMeta
+    from rollout.transfer import NativeSender, SharedMemorySender, TensorMeta
 
     model = load(model_path)
     errors = {}
@@ -248,8 +249,14 @@ def wrong_weights(sampler, model_path: str, directory: str) -> dict[str, str]:
     def connect(source) -> SharedMemorySender:
         return SharedMemorySender(source, LocalClient(sampler), rank=0, directory=Path(directory))
 
+    def native(change: str) -> None:
+        """A backend of vLLM's own; its handshake never comes."""
+        info = SimpleNamespace(is_sender=True)
+        NativeSender(Broken(change), LocalClient(sampler), info)
+
     for change in ("missing", "extra", "shape"):
         attempt(change, lambda change=change: connect(Broken(change)))
+        attempt(f"{change}, native", lambda change=change: native(change))
 
     class Damaging(LocalClient):
         def stage_weights(self, update_info) -> None:
@@ -271,6 +278,8 @@ def test_weights_that_do_not_fit_are_refused_by_name(tiny: Path, tmp_path: Path)
     assert "model.norm.weight: the learner sends nothing" in errors["missing"]
     assert "model.extra: the learner sends [3], the sampler expects nothing" in errors["extra"]
     assert "the learner sends [" in errors["shape"] and "the sampler expects [" in errors["shape"]
+    for change in ("missing", "extra", "shape"):
+        assert errors[f"{change}, native"] == errors[change]
     assert "the weights arrived damaged" in errors["damaged"]
     assert "cluster.weight_directory must be one folder" in errors["elsewhere"]
 
