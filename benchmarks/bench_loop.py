@@ -40,7 +40,7 @@ def train(folder: Path, model: str, options: dict[str, Any]) -> list[dict[str, f
         "output_dir": folder / "outputs",
         "name": "bench",
         "checkpoint.every": 0,
-        "logging.tensorboard": "false",
+        "logging.trackers": "[]",
         **options,
     }
     cohort("train", ROOT / "recipes" / "demo.yaml", settings, "--fresh")

@@ -65,7 +65,7 @@ def _run(keep_kv: bool) -> tuple[list[float], list[float], list[float]]:
             "learner.zero.stage": 0,
             "learner.optim.lr": 1e-12,  # lengths stay what they are
             "checkpoint.every": 0,
-            "logging.tensorboard": "false",
+            "logging.trackers": "[]",
         }
         words = [f"{key}={value}" for key, value in options.items()]
         config = load([str(ROOT / "recipes" / "demo.yaml")], words).config

@@ -75,7 +75,7 @@ def ours(folder: Path, model: str, steps: int, seed: int = 1) -> tuple[float, li
         "learner.optim.lr": 1e-4,
         "learner.optim.betas": "[0.9, 0.999]",
         "learner.optim.warmup_steps": 0,
-        "logging.tensorboard": "false",
+        "logging.trackers": "[]",
         "checkpoint.every": 0,
         "output_dir": folder / "outputs",
     }

@@ -91,7 +91,7 @@ def run(trial: Trial, folder: Path, *, steps: int) -> None:
         "steps": steps,
         "eval.every": max(steps // 8, 1),
         "logging.keep_rollouts": "false",
-        "logging.tensorboard": "false",
+        "logging.trackers": "[]",
         **({} if trial.name.endswith("main-grpo") else start_of(folder, trial.seed)),
         **trial.options,
     }

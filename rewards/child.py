@@ -165,6 +165,7 @@ def _judge(verifiers: list[Verifier], frame: bytes, progress: memoryview) -> Ite
         for at in range(0, len(own), step):
             if said.is_due():
                 yield said.reply()
+                said.begin()  # behind the pipe, which may have been full
             stretch = own[at : at + step]
             progress[AT], progress[BEGUN] = stretch[0], said.now
             said.items += stretch
@@ -174,6 +175,7 @@ def _judge(verifiers: list[Verifier], frame: bytes, progress: memoryview) -> Ite
         for item in wanted[len(own) :]:
             if said.items:
                 yield said.reply()
+                said.begin()
             progress[AT], progress[BEGUN] = item, said.now
             whole = wholes[(item - completions) % len(wholes)]
             verdicts = enumerate(whole.group(task, columns.attempts()), start)
@@ -220,9 +222,7 @@ class Said:
                     values[place] = seconds[place] = 0.0
             numbers += array("d", cast(list[float], values)), array("d", seconds)
         packed = b"".join(numbers), pack_more(more)
-        reply = Reply(self._sent, end, len(self.items), *packed)
-        self.begin()
-        return reply
+        return Reply(self._sent, end, len(self.items), *packed)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ class Completion:
     @property
     def is_finite(self) -> bool:
         """Every trainable token has a logprob."""
-        return bool((np.isfinite(self.logprobs) | ~self.trainable).all())
+        finite = np.isfinite(self.logprobs)
+        return bool(finite.all() or (finite | ~self.trainable).all())
 
     def attempt(self, *, tokens: bool = False) -> Attempt:
         """What verifiers may know of it; its token ids only where one asks for them."""

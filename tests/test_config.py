@@ -1,6 +1,7 @@
 """Layers, overrides, suggestions, cross-field rules; every recipe and every default."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,15 @@ def test_a_cpu_cluster_refuses_gpu_backends(tiny: Path):
 def test_config_round_trips_through_json():
     config = load([], ["learner.ranks=2"]).config
     assert RunConfig.model_validate(json.loads(config.model_dump_json())) == config
+
+
+def test_benchmarks_set_options_that_there_are():
+    """They run by hand: nothing else would tell that an option went."""
+    known = set(options())
+    sections = "|".join({name.partition(".")[0] for name in known if "." in name})
+    named = re.compile(rf'"((?:{sections})(?:\.[a-z_]+)+)"')
+    files = sorted((ROOT / "benchmarks").glob("*.py"))
+    found = {(path.name, key) for path in files for key in named.findall(path.read_text())}
+    assert len(found) > 20
+    wrong = [each for each in found if each[1] not in known and not each[1].endswith(".jsonl")]
+    assert not wrong, f"no such option: {wrong}"
