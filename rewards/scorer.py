@@ -161,8 +161,10 @@ class Scorer:
         return pieces
 
     def _note(self, pieces: list[Piece], left: list[int], reply: Reply) -> None:
-        """It speaks of the next of those that are `left`."""
+        """It speaks of the next of those that are `left`. Raises ChildDied where it cannot."""
         items = left[: reply.count]
+        if len(reply.numbers) not in (0, 16 * len(items) * len(self._single)):
+            raise ChildDied("the scoring child's reply is of another length", -1, True)
         del left[: reply.count]
         pieces.append(Piece(items, self._single, reply.numbers, reply.more))
         if reply.end:
@@ -172,14 +174,17 @@ class Scorer:
         """The completion that was looked at; nobody where a verifier of whole groups was at work,
         since nothing says whose fault it is."""
         completions = sum(parcel.sizes)
-        group = item >= completions
-        names = [self._batch[item - completions]] if group else self._single
         verdict = failure(str(error))
         if isinstance(error, ChildTimeout):
             verdict = verdict.lasting(self._config.timeout)
-            if not group:
+        if item < completions:
+            names, blamed = self._single, [item]
+            if isinstance(error, ChildTimeout):
                 verdict = replace(verdict, outcome="timeout")
-        blamed = range(completions) if group else [item]
+        else:
+            group, verifier = divmod(item - completions, len(self._batch))
+            start = sum(parcel.sizes[:group])
+            names, blamed = [self._batch[verifier]], range(start, start + parcel.sizes[group])
         more = [(number, name, verdict) for number in blamed for name in names]
         pieces.append(Piece((), (), b"", pack_more(more)))
 

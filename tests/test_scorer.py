@@ -407,6 +407,21 @@ def test_verifiers_of_groups_travel_together_too(module: None):
     each.close()
 
 
+def test_a_hung_verifier_of_groups_blames_its_own_group_alone(module: None):
+    """Beside one that nobody has to look at, in the same parcel."""
+    each = scorer(0.5, "hostile_verifier:count", "hostile_verifier:whole_group")
+    texts = (("skip",), ("hang the group", "b"))
+    groups = [(Task(answer=""), [attempt(text) for text in group]) for group in texts]
+    found = each.judge(pack_groups(groups, lambda attempt: attempt.text != "skip"))
+    each.close()
+    skipped, *judged = unpack_verdicts(found.pieces, 3)
+    assert not found.again and skipped == {}
+    for verdicts in judged:
+        said = {name.partition(":")[2]: verdict for name, verdict in verdicts.items()}
+        assert said["whole_group"].outcome == "unscorable"  # type: ignore[union-attr]
+        assert said["count"].value == 2.0  # type: ignore[union-attr]
+
+
 def test_a_large_group_goes_through_the_pipes(module: None):
     hostile = scorer(5.0)
     scores = outcomes(hostile, *("x" * 300_000 for _ in range(8)))
