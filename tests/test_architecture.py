@@ -18,13 +18,14 @@ ONLY_IN = {
         f.name in ("engine.py", "source.py", "shards.py") and f.parent.name == "learner"
     ),
     "vllm": lambda f: (
-        f.name in ("sampler.py", "receive.py", "transfer.py", "twin.py")
+        f.name in ("sampler.py", "receive.py", "transfer.py", "twin.py", "broadcast.py")
         and f.parent.name == "rollout"
     ),
 }
 DEVICE_WORDS = re.compile(r"\b(cuda|nccl|gloo)\b", re.IGNORECASE)
 DEVICE_FILES = {
-    "cluster/device.py", "cluster/config.py", "rollout/transfer.py", "rollout/broadcast.py",
+    "cluster/device.py", "cluster/config.py",
+    "rollout/transfer.py", "rollout/receive.py", "rollout/broadcast.py",  # backends by name
 }  # fmt: skip
 
 
