@@ -202,7 +202,11 @@ def publish_by_broadcast(sampler, model_path: str) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("shape", "own_core"),
-    [("tied", False), ("untied", False), pytest.param("tied", True, marks=pytest.mark.slow)],
+    [
+        ("tied", False),
+        pytest.param("untied", False, marks=pytest.mark.slow),
+        pytest.param("tied", True, marks=pytest.mark.slow),
+    ],
     ids=["tied", "untied", "tied, core in a process of its own"],
 )
 def test_weights_by_broadcast(shape: str, own_core: bool, tiny: Path, untied: Path, tmp_path: Path):
