@@ -9,6 +9,7 @@ It imports nothing else of ours, to be there at once.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,11 +44,27 @@ def processes_of(folder: Path, driver: str = "") -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             marked = marks <= {*(process / "environ").read_bytes().split(b"\0")}
+            marked = marked or (bool(driver) and _is_helper_of(process, driver))
         except OSError:  # another user's, or gone
             continue
         if marked and int(process.name) != os.getpid():
             found.append(int(process.name))
     return found
+
+
+def _is_helper_of(process: Path, driver: str) -> bool:
+    """Ray's agents write their titles over their environment, marks included; what they have open
+    lies in a folder that Ray calls by the number of the driver."""
+    if not (process / "cmdline").read_bytes().startswith(b"ray::"):
+        return False
+    session = re.compile(rf"/session_[-_0-9]+_{driver.partition('-')[0]}/")
+    for file in (process / "fd").iterdir():
+        try:
+            if session.search(os.readlink(file)):
+                return True
+        except OSError:  # closed meanwhile
+            continue
+    return False
 
 
 def kill(pids: list[int]) -> None:

@@ -62,3 +62,23 @@ def test_stopping_it_waits_until_nothing_is_left(tmp_path: Path):
     began = time.monotonic()
     reaper.stop(again)
     assert time.monotonic() - began < reaper.GRACE_SECONDS, "nobody was left to wait for"
+
+
+def test_an_agent_that_wrote_over_its_environment_is_known_by_what_it_has_open(tmp_path: Path):
+    """Ray's agents do, with their titles: the run's marks go with it."""
+    logs = tmp_path / "session_2026-12-01_01-03-13_088000_4711" / "logs"
+    logs.mkdir(parents=True)
+    with open(logs / "agent.log", "w") as log:
+        agent = subprocess.Popen(
+            ["bash", "-c", "exec -a ray::DashboardAgent sleep 60"], stdout=log, env={}
+        )
+    try:
+        deadline = time.monotonic() + 10
+        while not reaper.processes_of(tmp_path, "4711-9") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert reaper.processes_of(tmp_path, "4711-9") == [agent.pid]
+        assert reaper.processes_of(tmp_path, "711-9") == [], "another driver's"
+        assert reaper.processes_of(tmp_path) == []
+    finally:
+        agent.kill()
+        agent.wait()
