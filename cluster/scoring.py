@@ -183,10 +183,11 @@ class Scorers:
 
     def _deliver(self, together: list["Waiting"], judged: Judged) -> None:
         count = sum(len(each.attempts) for each in together)
-        verdicts = iter(unpack_verdicts(judged.pieces, count))
+        verdicts = unpack_verdicts(judged.pieces, count)
+        in_order = iter(verdicts)
         again = []
         for number, each in enumerate(together):
-            found = [next(verdicts) for _ in each.attempts]
+            found = [next(in_order) for _ in each.attempts]
             if number in judged.again:
                 again.append(replace(each, alone=True))
             elif not each.answer.done():
@@ -195,7 +196,7 @@ class Scorers:
         if again:
             self._seconds_per_group = TRAVEL_SECONDS
         else:
-            spent = seconds_of(judged.pieces) / len(together)
+            spent = seconds_of(verdicts) / len(together)
             self._seconds_per_group += (spent - self._seconds_per_group) / 8
 
 

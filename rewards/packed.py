@@ -132,11 +132,9 @@ def unpack_verdicts(pieces: Sequence[Piece], count: int) -> list[Verdicts]:
     return found
 
 
-def seconds_of(pieces: Sequence[Piece]) -> float:
+def seconds_of(verdicts: Sequence[Verdicts]) -> float:
     """How long the verifiers were at it."""
-    plain = sum(sum(seconds) for piece in pieces for _, _, seconds in _columns(piece))
-    more = [each for piece in pieces if piece.more for each in json.loads(piece.more)]
-    return plain + sum(packed[1] for *_, packed in more if packed)
+    return sum(v.seconds for each in verdicts for v in each.values() if v is not None)
 
 
 def _columns(piece: Piece) -> Iterator[tuple[str, Sequence[float], Sequence[float]]]:

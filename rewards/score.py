@@ -121,8 +121,8 @@ class Rubric:
             verdicts = {name: Verdict(value=0.0) for name in self.weights}
         given = {name: verdict for name, verdict in verdicts.items() if verdict is not None}
         # One of weight 0 is only logged: what becomes of it decides nothing.
-        logged_only = any(self.weights.values())
-        weighed = [name for name in given if self.weights[name] or not logged_only]
+        some_count = any(self.weights.values())
+        weighed = [name for name in given if self.weights[name] or not some_count]
         parts: dict[str, float] = {}
         seconds: dict[str, float] = {}
         faults: dict[str, Outcome] = {}
