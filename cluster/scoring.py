@@ -26,7 +26,7 @@ from rollout import Completion, Prompt
 
 KINDS = {"reward_model": RewardModelConfig, "http": HttpConfig, "judge": JudgeConfig}
 
-TRAVEL_SECONDS = 20e-3
+TRAVEL_SECONDS = 40e-3
 """The most work, of verifiers, that travels in one call where several groups do."""
 MOST_TOGETHER = 128
 
@@ -200,7 +200,7 @@ class Scorers:
             self._seconds_per_group += (spent - self._seconds_per_group) / 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Waiting:
     task: Task
     attempts: Sequence[Attempt]

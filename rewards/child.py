@@ -53,6 +53,7 @@ def main(fd: int) -> None:
             actor.sendall(json.dumps(said).encode() + b"\n")
             return
         gc.freeze()  # what is here before the forks is looked through by none of them
+        gc.set_threshold(20_000, 10, 10)  # or a parcel of quick verifiers is looked through often
         names = [(verifier.name, verifier.form.batch) for verifier in verifiers]
         actor.sendall(json.dumps({"verifiers": names}).encode() + b"\n")
         _serve(actor, verifiers)
@@ -159,19 +160,24 @@ def _judge(verifiers: list[Verifier], frame: bytes, progress: memoryview) -> Ite
     said = Said(sent, [verifier.name for verifier in singles])
     start = 0
     for (task, columns), wanted in zip(groups, items, strict=True):
-        calls = [verifier.call_of(task, columns) for verifier in singles] if wanted else []
-        own = [item for item in wanted if item < completions]
-        step = 1 if alone else max(len(own), 1)
-        for at in range(0, len(own), step):
-            if said.is_due():
-                yield said.reply()
-                said.begin()  # behind the pipe, which may have been full
-            stretch = own[at : at + step]
-            progress[AT], progress[BEGUN] = stretch[0], said.now
-            said.items += stretch
-            for (call, rows), values in zip(calls, said.values, strict=True):
-                values += [judged(call, rows[item - start]) for item in stretch]
-                said.took(len(stretch))
+        size = len(columns.text)
+        own = [item for item in wanted if item < completions] if wholes else wanted
+        if own:
+            asked = columns
+            if len(own) < size:
+                asked = columns.only([item - start for item in own])
+            calls = [verifier.call_of(task, asked) for verifier in singles]
+            step = 1 if alone else size
+            for at in range(0, len(own), step):
+                if said.is_due():
+                    yield said.reply()
+                    said.begin()  # behind the pipe, which may have been full
+                stretch = own[at : at + step]
+                progress[AT], progress[BEGUN] = stretch[0], said.now
+                said.items += stretch
+                for verifier, (call, given) in enumerate(calls):
+                    part = [values[at : at + step] for values in given] if alone else given
+                    said.add(verifier, judged(call, part))
         for item in wanted[len(own) :]:
             if said.items:
                 yield said.reply()
@@ -182,7 +188,7 @@ def _judge(verifiers: list[Verifier], frame: bytes, progress: memoryview) -> Ite
             more = [(number, whole.name, verdict) for number, verdict in verdicts]
             yield Reply(sent, False, 1, b"", pack_more(more))
             said.begin()
-        start += len(columns.text)
+        start += size
     progress[AT] = -1
     yield said.reply(end=True)
 
@@ -199,23 +205,22 @@ class Said:
         self.items: list[int] = []
         self.values: list[list[float | Verdict | None]] = [[] for _ in self._names]
         """By verifier, of `items`"""
-        self._seconds: list[list[float]] = []
-        """By stretch of items, and by verifier"""
+        self._seconds: list[list[float]] = [[] for _ in self._names]
         self.now = self._begun = monotonic_ns()
 
     def is_due(self) -> bool:
         return self.now - self._begun > FLUSH_NANOSECONDS
 
-    def took(self, count: int) -> None:
-        """The next verifier is through with the last `count` of the items."""
+    def add(self, verifier: int, values: list[float | Verdict | None]) -> None:
+        """What one says of the last of the items. It began when the one before had ended."""
         begun, self.now = self.now, monotonic_ns()
-        self._seconds.append([(self.now - begun) * 1e-9 / count] * count)
+        self.values[verifier] += values
+        self._seconds[verifier] += [(self.now - begun) * 1e-9 / len(values)] * len(values)
 
     def reply(self, *, end: bool = False) -> Reply:
         numbers: list[array[float]] = []
         more: list[tuple[int, str, Verdict | None]] = []
-        for at, (name, values) in enumerate(zip(self._names, self.values, strict=True)):
-            seconds = [each for some in self._seconds[at :: len(self._names)] for each in some]
+        for name, values, seconds in zip(self._names, self.values, self._seconds, strict=True):
             for place, value in enumerate(values):
                 if type(value) is not float:
                     more.append((self.items[place], name, timed(value, seconds[place])))

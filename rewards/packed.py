@@ -8,8 +8,10 @@ Completions of a parcel are numbered through; behind them, one number for each v
 groups and each group.
 """
 
+import itertools
 import json
 import struct
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -34,6 +36,15 @@ class Columns(NamedTuple):
             num_tokens=self.num_tokens[number],
             truncated=self.truncated[number],
             token_ids=self.token_ids[number] if self.token_ids else (),
+        )
+
+    def only(self, places: Sequence[int]) -> "Columns":
+        """Those completions alone."""
+        return Columns(
+            [self.text[place] for place in places],
+            [self.num_tokens[place] for place in places],
+            [self.truncated[place] for place in places],
+            [self.token_ids[place] for place in places] if self.token_ids else [],
         )
 
     def attempts(self) -> list[Attempt]:
@@ -84,19 +95,27 @@ def pack_groups(
 ) -> Parcel:
     """`needs` says which completions any verifier has to look at."""
     wanted = [[n for n, attempt in enumerate(attempts) if needs(attempt)] for _, attempts in groups]
-    content = [
-        (task.answer, task.prompt, task.source, dict(task.extra), *columns_of(attempts))
-        for task, attempts in groups
-    ]
     sizes = [len(attempts) for _, attempts in groups]
+    content = [_group(task, attempts) for task, attempts in groups]
     return Parcel(sizes, wanted, json.dumps(content).encode())
 
 
+def _group(task: Task, attempts: Sequence[Attempt]) -> list[Any]:
+    text, num_tokens, truncated, token_ids = columns_of(attempts)
+    cut = [number for number, each in enumerate(truncated) if each]  # few, and read by few
+    about = [task.answer, task.prompt, task.source, dict(task.extra)]
+    return [*about, text, num_tokens, cut, token_ids]
+
+
 def unpack_groups(data: bytes) -> list[tuple[Task, Columns]]:
-    return [
-        (Task(answer=answer, prompt=prompt, source=source, extra=extra), Columns(*columns))
-        for answer, prompt, source, extra, *columns in json.loads(data)
-    ]
+    found = []
+    for answer, prompt, source, extra, text, num_tokens, cut, token_ids in json.loads(data):
+        truncated = [False] * len(text)
+        for number in cut:
+            truncated[number] = True
+        task = Task(answer=answer, prompt=prompt, source=source, extra=extra)
+        found.append((task, Columns(text, num_tokens, truncated, token_ids)))
+    return found
 
 
 def pack_verdict(verdict: Verdict | None) -> list[Any] | None:
@@ -123,10 +142,11 @@ def pack_more(more: Sequence[tuple[int, str, Verdict | None]]) -> bytes:
 def unpack_verdicts(pieces: Sequence[Piece], count: int) -> list[Verdicts]:
     """One entry per completion of a parcel of `count`."""
     found: list[Verdicts] = [{} for _ in range(count)]
+    nothing: dict[str, float] = {}  # one for all of them
     for piece in pieces:
         for name, values, seconds in _columns(piece):
             for item, value, spent in zip(piece.items, values, seconds, strict=True):
-                found[item][name] = Verdict(value=value, seconds=spent)
+                found[item][name] = Verdict(value=value, seconds=spent, parts=nothing)
         for item, name, packed in json.loads(piece.more) if piece.more else ():
             found[item][name] = unpack_verdict(packed)
     return found
@@ -149,8 +169,8 @@ def _columns(piece: Piece) -> Iterator[tuple[str, Sequence[float], Sequence[floa
 # -- between a scorer and its child ---------------------------------------------------------------
 
 REQUEST = struct.Struct("=qI")
-"""When it was sent, and the bytes of its items. They follow: JSON, a list of numbers for each
-group; and then the packed groups."""
+"""When it was sent, and of how many groups. They follow: how many items each has (int32), the items
+(int32), and the packed groups."""
 LENGTH = struct.Struct("=I")
 REPLY = struct.Struct("=qiiI")
 """When its request was sent; whether it is the last to it; how many items; bytes of `numbers`.
@@ -158,14 +178,20 @@ REPLY = struct.Struct("=qiiI")
 
 
 def frame_request(sent: int, items: list[list[int]], data: bytes) -> bytes:
-    asked = json.dumps(items).encode()
-    return framed(b"".join((REQUEST.pack(sent, len(asked)), asked, data)))
+    counts = array("i", map(len, items))
+    flat = array("i", itertools.chain.from_iterable(items))
+    head = REQUEST.pack(sent, len(items))
+    return framed(b"".join((head, counts.tobytes(), flat.tobytes(), data)))
 
 
 def read_request(frame: bytes) -> tuple[int, list[list[int]], bytes]:
-    sent, size = REQUEST.unpack_from(frame)
-    groups = REQUEST.size + size
-    return sent, json.loads(frame[REQUEST.size : groups]), frame[groups:]
+    """When it was sent, the items of each group, and the packed groups."""
+    sent, groups = REQUEST.unpack_from(frame)
+    at = REQUEST.size + 4 * groups
+    counts = memoryview(frame)[REQUEST.size : at].cast("i").tolist()
+    end = at + 4 * sum(counts)
+    numbers = iter(memoryview(frame)[at:end].cast("i").tolist())
+    return sent, [list(itertools.islice(numbers, count)) for count in counts], frame[end:]
 
 
 class Reply(NamedTuple):

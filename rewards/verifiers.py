@@ -77,6 +77,7 @@ OBJECTS = {"attempt", "completions", "completion_ids", "prompt_ids", "log_metric
 """What is made anew at each call."""
 MISSING = object()
 PLAIN_NUMBERS = frozenset((float, int, bool))
+PLAIN_VALUES = (str, int, float, type(None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,22 +127,26 @@ def form_of(function: Function) -> Form:
     )
 
 
-Call = Callable[[Any], Any]
+def judged(call: Function, given: Sequence[Sequence[Any]]) -> list[float | Verdict | None]:
+    """What a verifier says of each completion: a number, where it says nothing else; a failure
+    where it raises. `given` holds, for each place of its parameters, the values of them all."""
+    said: list[Any] = []
+    calls = map(call, *given)
+    while len(said) < len(given[0]):
+        try:
+            for value in calls:
+                said.append(value)
+            if len(said) < len(given[0]):  # or a StopIteration of its own would end them all
+                raise RuntimeError("it raised StopIteration")
+        except Exception as error:  # code we did not write: its failure becomes data
+            said.append(failure(error))
+    if set(map(type, said)) == {float} and isfinite(sum(said)):
+        return said
+    return [_said(value) for value in said]
 
 
-def _with(function: Function, *others: Any) -> Call:
-    """The function of its first argument alone. By its place: a partial with names takes five times
-    as long to be called."""
-    if not others:
-        return function
-    [other] = others
-    return lambda argument: function(argument, other)
-
-
-def judged(call: Call, argument: Any) -> float | Verdict | None:
-    """What a verifier says: a number, where it says nothing else; a failure where it raises."""
+def _said(value: Any) -> float | Verdict | None:
     try:
-        value = call(argument)
         if type(value) in PLAIN_NUMBERS and isfinite(value):
             return float(value)
         verdict = _verdict(_awaited(value))
@@ -165,47 +170,54 @@ class Verifier:
     function: Function
     """Its options are bound already."""
     form: Form
-    parameters: Mapping[str, inspect.Parameter]
     built_in: str = ""
     options: Mapping[str, Any]
     asks: frozenset[str] | None
     """The parameters that are given by name: not the recipe's options. None for any name."""
-    places: tuple[str, ...]
-    """The parameters that may be given by their place, in order."""
+    own: tuple[str, ...]
+    """Of those that it asks for, the ones that differ between the completions of a prompt. Empty
+    where each call is to be prepared anew."""
+    shared: tuple[str, ...]
+    """And those that do not."""
+    in_place: bool
+    """Its first places are for these, in this order: by name, a call takes five times as long."""
 
     def one(self, task: Task, attempt: Attempt) -> Verdict | None:
         """The verdict on one completion; a failure for whatever the function raises."""
         started = time.monotonic()
-        call, [argument] = self.call_of(task, columns_of([attempt]))
-        return timed(judged(call, argument), time.monotonic() - started)
+        [said] = judged(*self.call_of(task, columns_of([attempt])))
+        return timed(said, time.monotonic() - started)
 
-    def call_of(self, task: Task, columns: Columns) -> tuple[Call, Sequence[Any]]:
-        """What judges the completions of this prompt: a function of one argument, and the argument
-        for each of them. What the prompt has to do with it is worked out once."""
-        function, form = self.function, self.form
-        if form.name == "(completion, answer)":
-            return _with(function, task.answer), columns.text
-        plain = self._plain_of(task) if form.name == "by name" else None
-        if plain is None or self.asks is None:
-            return lambda attempt: self._judged(task, [attempt])[0], columns.attempts()
-        own = [name for name in self.parameters if name in OF_COMPLETION and name in self.asks]
-        given = [OF_COMPLETION[name](columns) for name in own]
-        if (*own, *plain) == self.places[:2] and len(own) == 1:
-            return _with(function, *plain.values()), given[0]
-        call = functools.partial(function, **plain)
-        return lambda row: call(**dict(zip(own, row, strict=True))), list(zip(*given, strict=True))
+    def call_of(self, task: Task, columns: Columns) -> tuple[Function, Sequence[Sequence[Any]]]:
+        """What judges the completions of this prompt: a function, and for each of its places the
+        values of all of them. What the prompt has to do with it is worked out once."""
+        count = len(columns.text)
+        if self.form.name == "(completion, answer)":
+            return self.function, (columns.text, [task.answer] * count)
+        plain = self._plain_of(task)
+        if plain is None:
+            return lambda attempt: self._judged(task, [attempt])[0], (columns.attempts(),)
+        given = [OF_COMPLETION[name](columns) for name in self.own]
+        if self.in_place and len(plain) == len(self.shared):
+            return self.function, given + [[value] * count for value in plain.values()]
+        call = functools.partial(self.function, **plain)
+        return lambda *values: call(**dict(zip(self.own, values, strict=True))), given
 
     def _plain_of(self, task: Task) -> dict[str, Any] | None:
         """What its function is given for all completions of this prompt alike. None where any of it
         is an object: what a function could change is made anew each time."""
-        if self.asks is None or not self.asks.isdisjoint(OBJECTS):
+        if not self.own:
             return None
         if self.built_in:  # never a column: those are the dataset author's
-            return {"answer": task.answer} if "answer" in self.asks else {}
-        found = {name: _of_prompt(task, name) for name in self.asks.difference(OF_COMPLETION)}
-        given = {name: value for name, value in found.items() if value is not MISSING}
-        plain = all(isinstance(value, str | int | float | None) for value in given.values())
-        return given if plain else None
+            return {"answer": task.answer} if "answer" in self.shared else {}
+        given = {}
+        for name in self.shared:
+            value = _of_prompt(task, name)
+            if isinstance(value, PLAIN_VALUES):
+                given[name] = value
+            elif value is not MISSING:
+                return None
+        return given
 
     def group(self, task: Task, attempts: Sequence[Attempt]) -> list[Verdict | None]:
         """The verdicts on all completions of a prompt, by a function that sees them all."""
@@ -421,16 +433,21 @@ def load(label: str, use: str = "", options: Mapping[str, Any] | None = None) ->
         for name, parameter in parameters.items()
         if name not in options and (name in PLAIN or not _is_option(parameter))
     }
+    anew = form.name != "by name" or takes_any or not asks.isdisjoint(OBJECTS)
+    own = tuple(n for n in parameters if n in asks and n in OF_COMPLETION and not anew)
+    shared = tuple(n for n in parameters if n in asks and n not in OF_COMPLETION)
     by_place = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    places = [name for name, p in parameters.items() if p.kind is by_place]
     return Verifier(
         name=label,
         function=function,
         form=form,
-        parameters=parameters,
         built_in=built_in,
         options=options,
         asks=None if takes_any else frozenset(asks),
-        places=tuple(name for name, p in parameters.items() if p.kind is by_place),
+        own=own,
+        shared=shared,
+        in_place=places[: len(own + shared)] == [*own, *shared],
     )
 
 

@@ -6,12 +6,19 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rewards import Attempt, RewardConfig, Rubric, Score, Task, Verdict
-from rewards.packed import pack_groups, unpack_verdicts
+from rewards.packed import (
+    frame_request,
+    pack_groups,
+    read_request,
+    unpack_groups,
+    unpack_verdicts,
+)
 from rewards.scorer import Scorer
 from rewards.verifiers import load
 
@@ -352,6 +359,23 @@ def test_one_hung_verifier_of_groups_does_not_take_the_other_along(module: None)
     for verdicts in found:
         assert verdicts[names[0]].outcome == "unscorable"  # type: ignore[union-attr]
         assert verdicts[names[1]].outcome == "scored"  # type: ignore[union-attr]
+
+
+def test_a_parcel_holds_what_was_put_in():
+    tried = [
+        Attempt(text=f"{n}", num_tokens=n, truncated=n in (1, 3), token_ids=tuple(range(n)))
+        for n in range(4)
+    ]
+    task = Task(answer="4", prompt="2 + 2", source="sums", extra={"level": 2})
+    parcel = pack_groups([(task, tried), (Task(answer=""), [])], lambda each: not each.truncated)
+    assert (parcel.sizes, parcel.wanted) == ([4, 0], [[0, 2], []])
+    (found, columns), (_, none) = unpack_groups(parcel.data)
+    assert found == task
+    assert [replace(a, token_ids=tuple(a.token_ids)) for a in columns.attempts()] == tried
+    assert none.attempts() == []
+    assert columns.only([3, 0]).attempts() == [columns.attempt(3), columns.attempt(0)]
+    asked = [[0, 2], [], [7]]
+    assert read_request(frame_request(5, asked, b"rest")[4:]) == (5, asked, b"rest")
 
 
 def test_several_groups_in_one_turn(module: None):

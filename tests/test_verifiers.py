@@ -1,12 +1,14 @@
 """Reward functions as they were written for other systems, recognised by their parameters."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from cluster.scoring import check
 from rewards import Attempt, RewardConfig, Task, Verdict
-from rewards.verifiers import BUILT_IN, form_of, load
+from rewards.packed import columns_of
+from rewards.verifiers import BUILT_IN, form_of, judged, load
 
 FUNCTIONS = """
 import asyncio
@@ -145,6 +147,72 @@ def test_what_a_function_returns_wrongly_is_our_failure(file: str, function: str
     tried = attempts("a", "b", "c")
     found = verifier.group(TASK, tried) if verifier.form.batch else [verifier.one(TASK, tried[0])]
     assert all(v is not None and v.outcome == "unscorable" and says in v.note for v in found), found
+
+
+def test_one_failure_among_completions_is_one_failure():
+    """Whatever a function raises or returns for one, the others have their own."""
+
+    def moody(completion: str) -> object:
+        if completion == "stop":
+            raise StopIteration
+        if completion == "raise":
+            raise KeyError("lost")
+        found = {"int": 3, "true": True, "none": None, "text": "0.25", "nan": math.nan}
+        return found.get(completion, 1.0)
+
+    texts = ["a", "stop", "raise", "int", "b", "true", "none", "text", "nan", "stop", "c"]
+    said = judged(moody, [texts])
+    values = [v if not isinstance(v, Verdict) else (v.outcome, v.note) for v in said]
+    assert values == [
+        1.0,
+        ("unscorable", "RuntimeError: it raised StopIteration"),
+        ("unscorable", "KeyError: 'lost'"),
+        3.0,
+        1.0,
+        1.0,
+        None,
+        ("scored", ""),
+        ("unscorable", "it returned nan"),
+        ("unscorable", "RuntimeError: it raised StopIteration"),
+        1.0,
+    ]
+    assert judged(moody, [[]]) == []
+    assert judged(lambda _: 1e308, [texts]) == [1e308] * len(texts), "numbers whose sum is none"
+
+
+PARAMETERS = """
+def by_place(completion, answer): return f"{completion} {answer}".count("x")
+def other_order(answer, completion): return by_place(completion, answer)
+def optional(completion, hint="no", answer="none"): return by_place(completion + hint, answer)
+def several(completion, num_tokens, answer, truncated): return num_tokens + 10 * truncated
+def keyword(*, completion, answer): return by_place(completion, answer)
+def of_a_column(completion, tags): return len(tags)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "values"),
+    [
+        ("by_place", [2.0, 3.0]),
+        ("other_order", [2.0, 3.0]),
+        ("optional", [2.0, 3.0]),
+        ("several", [5.0, 16.0]),
+        ("keyword", [2.0, 3.0]),
+        ("of_a_column", [2.0, 2.0]),
+    ],
+)
+def test_parameters_in_any_order(tmp_path: Path, function: str, values: list[float]):
+    (tmp_path / "parameters.py").write_text(PARAMETERS)
+    task = Task(answer="xx", extra={"tags": ["p", "q"]})
+    tried = [
+        Attempt(text="a", num_tokens=5, truncated=False),
+        Attempt(text="x", num_tokens=6, truncated=True),
+    ]
+    verifier = load(f"{tmp_path}/parameters.py:{function}")
+    found = judged(*verifier.call_of(task, columns_of(tried)))
+    assert [v.value if isinstance(v, Verdict) else v for v in found] == values
+    one = [verifier.one(task, attempt) for attempt in tried]
+    assert [v and v.value for v in one] == values
 
 
 @pytest.mark.parametrize(

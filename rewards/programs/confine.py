@@ -253,7 +253,10 @@ def written(pid: int) -> int:
 
 def remove(folder: str) -> None:
     """A folder that a candidate filled, whatever it put there."""
-    import shutil  # here: most programs leave nothing, and their start does not wait for these two
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+        return
+    import shutil  # here: most programs leave nothing, and they do not wait for these two
     import subprocess
 
     def unlock(_: object, path: str, __: object) -> None:
