@@ -111,7 +111,10 @@ async def roll_out(run: Run, ticket: int) -> None:
         await run.window.drop(ticket)
         return
     run.sampled_groups += 1
-    group = await asyncio.to_thread(run.judged, ticket, prompt, completions, scores)
+    if any(score.steps for score in scores):  # whose text is tokenized, which takes long
+        group = await asyncio.to_thread(run.judged, ticket, prompt, completions, scores)
+    else:
+        group = run.judged(ticket, prompt, completions, scores)
     discards = run.config.schedule.uniform_groups == "discard"
     if discards and group.is_uniform and group.rewards:  # without any: rewards.max_unscorable
         await run.window.discard(ticket)

@@ -155,7 +155,7 @@ class Run:
         """The group of a ticket; a greedy completion behind the sampled ones is the baseline."""
         size = len(completions) - self.algorithm.greedy
         completions, scores, greedy = completions[:size], scores[:size], scores[size:]
-        scores = list(map(trainable, completions, scores))
+        scores = trainable(completions, scores)
         group = Group(
             ticket=ticket,
             prompt=prompt,

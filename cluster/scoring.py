@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from cluster.errors import Lost
@@ -255,9 +256,14 @@ class Scoring:
         return [self._rubric.score(a, v) for a, v in zip(attempts, found, strict=True)]
 
 
-def trainable(completion: Completion, score: Score) -> Score:
-    """The score, but for a completion that cannot be learned from whatever it is worth."""
-    if completion.is_finite:
-        return score
+def trainable(completions: Sequence[Completion], scores: Sequence[Score]) -> list[Score]:
+    """The scores, but for completions that cannot be learned from whatever they are worth."""
+    if np.isfinite(np.concatenate([completion.logprobs for completion in completions])).all():
+        return list(scores)
     note = "the sampler gave it a logprob that is not finite"
-    return replace(score, reward=None, outcome="unscorable", note=note, steps=())
+    return [
+        score
+        if completion.is_finite
+        else replace(score, reward=None, outcome="unscorable", note=note, steps=())
+        for completion, score in zip(completions, scores, strict=True)
+    ]

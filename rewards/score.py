@@ -75,8 +75,10 @@ class Verdict:
         return dataclasses.replace(self, seconds=seconds)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Score:
+    """Not frozen, as `Verdict`."""
+
     reward: float | None
     """The weighted sum of `parts`; None when it is `unscorable` (`note` says why)."""
     parts: Mapping[str, float]
@@ -120,9 +122,6 @@ class Rubric:
         if not self.needs(attempt):
             verdicts = {name: Verdict(value=0.0) for name in self.weights}
         given = {name: verdict for name, verdict in verdicts.items() if verdict is not None}
-        # One of weight 0 is only logged: what becomes of it decides nothing.
-        some_count = any(self.weights.values())
-        weighed = [name for name in given if self.weights[name] or not some_count]
         parts: dict[str, float] = {}
         seconds: dict[str, float] = {}
         faults: dict[str, Outcome] = {}
@@ -136,8 +135,12 @@ class Rubric:
             if verdict.note:
                 notes.append((verdict.outcome, f"{name}: {verdict.note}"))
         for name, verdict in given.items():
-            for key, value in verdict.parts.items():
-                parts[f"{name}/{key}"] = value
+            if verdict.parts:
+                parts |= {f"{name}/{key}": value for key, value in verdict.parts.items()}
+        # One of weight 0 is only logged: what becomes of it decides nothing.
+        weighed = [name for name in given if self.weights[name]]
+        if not weighed and not any(self.weights.values()):
+            weighed = list(given)
         for fault in FAULTS if faults else ():
             if any(given[name].outcome == fault for name in weighed):
                 note = "; ".join(text for outcome, text in notes if outcome == fault)
@@ -172,8 +175,8 @@ class Rubric:
         return Score(
             reward=total,
             parts=parts,
-            note="; ".join(text for _, text in notes),
-            steps=tuple(sorted(steps)),
+            note="; ".join(text for _, text in notes) if notes else "",
+            steps=tuple(sorted(steps)) if steps else (),
             seconds=seconds,
             faults=faults,
         )

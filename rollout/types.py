@@ -81,7 +81,9 @@ class Group:
     @property
     def oldest_version(self) -> int:
         """The oldest policy version among the trainable tokens."""
-        return min(int(c.versions[c.trainable].min()) for c in self.completions)
+        versions = np.concatenate([c.versions for c in self.completions])
+        trainable = np.concatenate([c.trainable for c in self.completions])
+        return int(versions[trainable].min())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -138,7 +138,7 @@ def test_a_completion_without_a_finite_logprob_is_unscorable_and_trains_nothing(
     masked = replace(sick, trainable=np.array([True, True, False, True]))
     completions = (completion(4), sick, masked)
     good = Score(reward=1.0, parts={"number": 1.0}, steps=((1, 1.0),))
-    scores = [trainable(each, good) for each in completions]
+    scores = trainable(completions, [good] * len(completions))
     assert [score.outcome for score in scores] == ["scored", "unscorable", "scored"]
     assert scores[1].reward is None and "not finite" in scores[1].note
     assert scores[1].parts == good.parts, "what the verifiers said is on the record"
