@@ -61,6 +61,18 @@ def deltas(model: nn.Module) -> dict[str, tuple[Callable[[], Tensor], list[Tenso
     }
 
 
+def halves(model: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """By the name that a weight [out, in] has without adapters: A [r, in], B [out, r] and the
+    factor f, where its adapter adds f B A. Empty where any adapter is of another shape."""
+    found = {}
+    for name, layer in _layers(model):
+        if "default" not in layer.lora_A or layer.fan_in_fan_out:
+            return {}
+        a, b = (half["default"].weight for half in (layer.lora_A, layer.lora_B))
+        found[f"{name}.weight"] = a, b, float(layer.scaling["default"])
+    return found
+
+
 def plain_name(name: str) -> str | None:
     """The name of a parameter without adapters; None for an adapter's own."""
     return None if ".lora_" in name else name.replace(".base_layer.", ".")

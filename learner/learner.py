@@ -39,12 +39,20 @@ from learner.model import Policy, export, load_model
 from learner.objectives import Counts
 from learner.packing import Work, can_pack, can_share
 from learner.reference import Reference, WithoutAdapters
-from learner.source import ZeroSource
+from learner.source import AdapterSource, ZeroSource
 from learner.steering import Steering
 from learner.tally import Tally
 from rewards import faults
 from rollout.schema import Damaged, Sealed
-from rollout.transfer import Endpoint, NativeClient, NativeSender, Sender, connect
+from rollout.transfer import (
+    STAGED,
+    Endpoint,
+    NativeClient,
+    NativeSender,
+    Sender,
+    Source,
+    connect,
+)
 
 STATE = "learner.json"
 
@@ -394,7 +402,10 @@ class Learner:
         if self._sender is not None:
             self._sender.close()
         self._sender = None  # should there be no other
-        self._sender = connect(endpoint, self._source, client, rank=self._placement.rank)
+        source: Source = self._source
+        if endpoint.backend in STAGED and adapter.halves(self._model):
+            source = AdapterSource(self._model, sharded=self._config.zero.stage == 3)
+        self._sender = connect(endpoint, source, client, rank=self._placement.rank)
 
     def stage_weights(self) -> tuple[str, float]:
         """What of a push needs no pause: the samplers go on decoding. On rank 0: the digest of what

@@ -27,7 +27,7 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from rollout.delta import apply
-from rollout.transfer import Slot, bits, views
+from rollout.transfer import Slot, adapter_name, bits, views
 from rollout.twin import Twin, pack_tied_head
 
 HASHED = 4 << 20
@@ -66,10 +66,34 @@ class Mapped(WeightTransferEngine[Any, Any]):
     """Of the bytes that serve; what the sampler acknowledges."""
     _buffer: mmap.mmap
     _slots: list[Slot]
+    _weights: list[Slot]
+    """Of the slots; behind them are adapters."""
+    _frozen: int
+    """The first so many slots never change."""
+    _scales: dict[str, float]
+    _frozen_digest = ""
+    """Of those; empty where it is not known yet."""
     _staged = ""
     """Digest of what was staged and is not served yet."""
     _parts: Iterator[None] = iter(())
     _twin: Twin | None = None
+
+    def _announced(self, info: Any) -> None:
+        self._slots = [Slot(**slot) for slot in info.slots]
+        self._frozen, self._scales = info.frozen, info.scales
+        self._weights = self._slots[: self._frozen] if self._scales else self._slots
+        hold_against(self.model_config.hf_config, self._weights)
+
+    def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights as the model has them, adapters added in."""
+        others = dict(views(self._buffer, self._slots[len(self._weights) :]))
+        for name, weight in views(self._buffer, self._weights):
+            if name not in self._scales:
+                yield name, weight
+                continue
+            a, b = (others[adapter_name(name, h)].to(self.device).float() for h in ("A", "B"))
+            delta = b @ a * self._scales[name]
+            yield name, weight.to(self.device) + delta.to(weight.dtype)
 
     def begin_staging(self, update_info: Any) -> None:
         """Bring the bytes into the buffer. Whatever was staged before is forgotten."""
@@ -93,22 +117,27 @@ class Mapped(WeightTransferEngine[Any, Any]):
             twin = Twin(self.model)
         if twin is not None:
             twin.begin()
-        found = blake3()
+        frozen, found = self._frozen_digest, blake3(self._frozen_digest.encode())
         ends = [slot.offset for slot in self._slots[1:]] + [len(self._buffer)]
-        named = views(self._buffer, self._slots)
-        for slot, end, tensor in zip(self._slots, ends, named, strict=True):
-            for at in range(slot.offset, end, HASHED):
-                with memoryview(self._buffer) as whole:
-                    found.update(whole[at : min(at + HASHED, end)])
-                yield
-            if twin is not None:
-                twin.load([tensor])
+        named = self._named()
+        for number, (slot, end) in enumerate(zip(self._slots, ends, strict=True)):
+            if number == self._frozen and not frozen and number:
+                frozen = found.hexdigest()
+                found = blake3(frozen.encode())
+            if number >= self._frozen or not frozen:
+                for at in range(slot.offset, end, HASHED):
+                    with memoryview(self._buffer) as whole:
+                        found.update(whole[at : min(at + HASHED, end)])
+                    yield
+            if twin is not None and number < len(self._weights):
+                twin.load([next(named)])
                 yield
         if found.hexdigest() != expected:
             raise RuntimeError(
                 f"the weights arrived damaged: digest {found.hexdigest()[:16]}, the learner sent "
                 f"{expected[:16]}"
             )
+        self._frozen_digest = frozen
         if twin is not None:
             twin.finish(self.model_config)
         self._twin, self._staged = twin, expected
@@ -126,7 +155,7 @@ class Mapped(WeightTransferEngine[Any, Any]):
             self._twin.swap()
         else:
             initialize_layerwise_reload(self.model)
-            self.model.load_weights(views(self._buffer, self._slots))
+            self.model.load_weights(self._named())
             finalize_layerwise_reload(self.model, self.model_config)
             if self.device.type == "cpu":
                 pack_tied_head(self.model)
@@ -144,6 +173,8 @@ class SharedMemoryInit(WeightTransferInitInfo):
     path: str
     size: int
     slots: list[dict[str, Any]]
+    frozen: int
+    scales: dict[str, float]
 
 
 @dataclass
@@ -156,8 +187,7 @@ class SharedMemoryReceiver(Mapped):
     update_info_cls = SharedMemoryUpdate
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
-        slots = [Slot(**slot) for slot in init_info.slots]
-        hold_against(self.model_config.hf_config, slots)
+        self._announced(init_info)
         try:
             fd = os.open(init_info.path, os.O_RDONLY)
         except FileNotFoundError as error:
@@ -170,7 +200,6 @@ class SharedMemoryReceiver(Mapped):
             self._buffer = mmap.mmap(fd, init_info.size, access=mmap.ACCESS_READ)
         finally:
             os.close(fd)
-        self._slots = slots
 
     def _take(self, update_info: SharedMemoryUpdate) -> None:
         pass
@@ -180,6 +209,8 @@ class SharedMemoryReceiver(Mapped):
 class PayloadInit(WeightTransferInitInfo):
     size: int
     slots: list[dict[str, Any]]
+    frozen: int
+    scales: dict[str, float]
 
 
 @dataclass
@@ -187,6 +218,8 @@ class PayloadUpdate(WeightTransferUpdateInfo):
     digest: str
     base: str = ""
     """Digest of the weights that the pieces are a difference from; empty when it is all of them."""
+    start: int = 0
+    """Where not 0, the pieces are no difference but the bytes from here on."""
     pieces: list[bytes] = field(default_factory=list)
 
 
@@ -197,24 +230,25 @@ class PayloadReceiver(Mapped):
     """Digest of what the buffer holds, served or not; empty where it may be neither."""
 
     def init_transfer_engine(self, init_info: PayloadInit) -> None:
-        self._slots = [Slot(**slot) for slot in init_info.slots]
-        hold_against(self.model_config.hf_config, self._slots)
+        self._announced(init_info)
         self._buffer = mmap.mmap(-1, init_info.size)
 
     def _take(self, update_info: PayloadUpdate) -> None:
         held, self._held = self._held, ""
-        if not update_info.base:
-            start = 0
-            for piece in update_info.pieces:
-                self._buffer[start : start + len(piece)] = piece
-                start += len(piece)
-        elif update_info.base == held:
-            apply(bits(self._buffer, self._slots), b"".join(update_info.pieces))
-        else:
+        if update_info.base not in ("", held):
             raise RuntimeError(
                 f"this sampler holds weights {held[:16] or 'of its own'}, the learner sent a "
                 f"difference from {update_info.base[:16]}"
             )
+        if not update_info.base:
+            self._frozen_digest = ""
+        if update_info.base and not update_info.start:
+            apply(bits(self._buffer, self._slots), b"".join(update_info.pieces))
+        else:
+            start = update_info.start
+            for piece in update_info.pieces:
+                self._buffer[start : start + len(piece)] = piece
+                start += len(piece)
         self._held = update_info.digest
 
 

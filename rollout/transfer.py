@@ -16,7 +16,7 @@ import mmap
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -52,8 +52,21 @@ class Source(Protocol):
     Iterating may be a collective: every rank does it, in the order of `metadata()`.
     """
 
+    frozen: int
+    """The first so many tensors never change: where samplers hold them, `changing` is enough."""
+    scales: dict[str, float]
+    """By the name of a weight [out, in] that has an adapter: the factor f of f B A, which whoever
+    receives them adds. A [r, in] and B [out, r] are tensors too (`adapter_name`), not frozen."""
+
     def metadata(self) -> Sequence[TensorMeta]: ...
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+    def changing(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors behind those that are frozen."""
+        ...
+
+
+def adapter_name(weight: str, half: Literal["A", "B"]) -> str:
+    return f"{weight}.lora_{half}"
 
 
 class Client(Protocol):
@@ -137,15 +150,22 @@ def views(buffer: mmap.mmap, slots: Sequence[Slot]) -> Iterator[tuple[str, torch
         yield slot.name, flat.view(getattr(torch, slot.dtype)).view(slot.shape)
 
 
-def digest(buffer: mmap.mmap) -> str:
+def digest(buffer: mmap.mmap, start: int = 0, frozen: str = "") -> str:
+    """Of what lies behind `start`, and of what is before it by its own digest, `frozen`."""
+    found = blake3(frozen.encode())
     with memoryview(buffer) as view:
-        return blake3(view).hexdigest()
+        found.update(view[start:])
+    return found.hexdigest()
 
 
-def fill(targets: dict[str, torch.Tensor], source: Source, slots: Sequence[Slot]) -> None:
-    """Copy every tensor of the source to its place; ranks without places only take part. Raises
-    RuntimeError when a tensor is not what was announced."""
-    for slot, (name, tensor) in zip(slots, source, strict=True):
+def fill(
+    targets: dict[str, torch.Tensor],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    slots: Sequence[Slot],
+) -> None:
+    """Copy every tensor to its place; ranks without places only take part. Raises RuntimeError when
+    a tensor is not what was announced."""
+    for slot, (name, tensor) in zip(slots, tensors, strict=True):
         if name != slot.name or list(tensor.shape) != slot.shape:
             raise RuntimeError(
                 f"a weight changed: {slot.name} {slot.shape} at the handshake, "
@@ -161,52 +181,86 @@ def bits(buffer: mmap.mmap, slots: Sequence[Slot]) -> np.ndarray:
     return np.frombuffer(buffer, dtype=f"u{width}")
 
 
+class Written:
+    """A source's weights in a buffer of rank 0's; what never changes is written once. All ranks
+    iterate the source."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.slots, self.size = lay_out(source.metadata())
+        self._changing = self.slots[source.frozen :]
+        self.start = self._changing[0].offset if source.frozen else 0
+        """Of the bytes that may change."""
+        self.announcement = {
+            "size": self.size,
+            "slots": [vars(slot) for slot in self.slots],
+            "frozen": source.frozen,
+            "scales": source.scales,
+        }
+        """For the samplers, at the handshake."""
+        self.written = 1.0
+        """Bytes that were written last / bytes of all."""
+        self._has_frozen = False  # on all ranks alike
+        self._frozen = ""
+        """Digest of what never changes."""
+
+    def write(self, buffer: mmap.mmap | None) -> str:
+        """The weights of now, into the buffer, where this rank has one; their digest."""
+        if self._has_frozen:
+            tensors, slots = self._source.changing(), self._changing
+            self.written = 1 - self.start / self.size
+        else:
+            tensors, slots = iter(self._source), self.slots
+        fill({} if buffer is None else dict(views(buffer, self.slots)), tensors, slots)
+        if self._source.frozen and not self._has_frozen:
+            self._has_frozen = True
+            if buffer is not None:
+                with memoryview(buffer) as view:
+                    self._frozen = blake3(view[: self.start]).hexdigest()
+        return "" if buffer is None else digest(buffer, self.start, self._frozen)
+
+
 class SharedMemorySender:
     """The sending half of `shm`. All ranks iterate the source; rank 0 writes and talks."""
 
     def __init__(self, source: Source, client: Client, *, rank: int, directory: Path) -> None:
         self.sent = 1.0
-        self._source, self._client = source, client
-        self._slots, self._size = lay_out(source.metadata())
+        self._client = client
+        self._weights = Written(source)
         self._buffer: mmap.mmap | None = None
-        self._targets: dict[str, torch.Tensor] = {}
         if rank == 0:
             self._buffer = self._handshake(directory)
 
     def _handshake(self, directory: Path) -> mmap.mmap:
+        size = self._weights.size
         directory.mkdir(parents=True, exist_ok=True)
         remove_weights(directory)  # of a rank that was killed in the lines below
         fd, path = tempfile.mkstemp(prefix=WEIGHTS, dir=directory)
         try:
             lock(fd)
             # Reserve the blocks now: a full file system is an error here, not a SIGBUS later.
-            os.posix_fallocate(fd, 0, self._size)
-            buffer = mmap.mmap(fd, self._size)
-            self._client.init_weight_transfer_engine(
-                {"path": path, "size": self._size, "slots": [vars(slot) for slot in self._slots]}
-            )
+            os.posix_fallocate(fd, 0, size)
+            buffer = mmap.mmap(fd, size)
+            self._client.init_weight_transfer_engine({"path": path, **self._weights.announcement})
         except OSError as error:
             raise RuntimeError(
-                f"cannot put {self._size / 2**20:.0f} MiB of weights into {directory}: {error}; "
+                f"cannot put {size / 2**20:.0f} MiB of weights into {directory}: {error}; "
                 "make room there or set cluster.weight_directory"
             ) from error
         finally:
             os.unlink(path)
             os.close(fd)
-        self._targets = dict(views(buffer, self._slots))
         return buffer
 
     def stage(self) -> str:
         """Write the weights into the file; the samplers load them beside those that serve."""
-        fill(self._targets, self._source, self._slots)
-        if self._buffer is None:
-            return ""
-        checksum = digest(self._buffer)
-        self._client.stage_weights({"digest": checksum})
+        checksum = self._weights.write(self._buffer)
+        if self._buffer is not None:
+            self._client.stage_weights({"digest": checksum})
+            self.sent = self._weights.written
         return checksum
 
     def close(self) -> None:
-        self._targets = {}
         if self._buffer is not None:
             with contextlib.suppress(BufferError):  # a view may still be alive; the exit frees it
                 self._buffer.close()
@@ -214,41 +268,47 @@ class SharedMemorySender:
 
 class PayloadSender:
     """The sending half of `ray`. All ranks iterate the source; rank 0 keeps what the samplers hold
-    beside what they are to hold, and sends the difference where that is less."""
+    beside what they are to hold, and sends the difference where that is less. Where a part never
+    changes, it sends the other part, whole."""
 
     def __init__(self, source: Source, client: Client, *, rank: int) -> None:
         self.sent = 1.0
-        self._source, self._client = source, client
-        self._slots, self._size = lay_out(source.metadata())
-        self._first = rank == 0
-        self._held, self._next = (mmap.mmap(-1, self._size if self._first else 1) for _ in "ab")
+        self._client = client
+        self._weights = Written(source)
+        self._next = mmap.mmap(-1, self._weights.size) if rank == 0 else None
+        self._held: mmap.mmap | None = None
+        if rank == 0 and not self._weights.start:
+            self._held = mmap.mmap(-1, self._weights.size)
         self._base = ""
-        """Digest of what the samplers were sent and `_held` holds; empty where that is not
-        known."""
-        if self._first:
-            slots = [vars(slot) for slot in self._slots]
-            client.init_weight_transfer_engine({"size": self._size, "slots": slots})
+        """Digest of what the samplers were sent; empty where that is not known."""
+        if rank == 0:
+            client.init_weight_transfer_engine(self._weights.announcement)
 
     def stage(self) -> str:
         """Gather the weights, and send what differs from those that the samplers hold."""
-        targets = dict(views(self._next, self._slots)) if self._first else {}
-        fill(targets, self._source, self._slots)
-        return self._handed() if self._first else ""
-
-    def _handed(self) -> str:
-        difference = None
-        base, self._base = self._base, ""  # until they have it: else they get everything next
-        if base:
-            difference = encode(bits(self._held, self._slots), bits(self._next, self._slots))
-        payload = memoryview(self._next) if difference is None else memoryview(difference)
-        self.sent = len(payload) / len(self._next)
-        pieces = [bytes(payload[at : at + PIECE]) for at in range(0, len(payload), PIECE)]
-        checksum = digest(self._next)
-        update = {"digest": checksum, "base": "" if difference is None else base, "pieces": pieces}
-        self._client.stage_weights(update)
-        self._base = checksum
-        self._held, self._next = self._next, self._held
+        checksum = self._weights.write(self._next)
+        if self._next is not None:
+            base, self._base = self._base, ""  # until they have it: else they get everything next
+            payload, update = self._payload(self._next, base)
+            self.sent = len(payload) / self._weights.size
+            pieces = [bytes(payload[at : at + PIECE]) for at in range(0, len(payload), PIECE)]
+            self._client.stage_weights({**update, "digest": checksum, "pieces": pieces})
+            self._base = checksum
+            if self._held is not None:
+                self._held, self._next = self._next, self._held
         return checksum
+
+    def _payload(self, buffer: mmap.mmap, base: str) -> tuple[memoryview, dict[str, Any]]:
+        """What to send, and what it is."""
+        start = self._weights.start
+        if base and self._held is None:
+            return memoryview(buffer)[start:], {"base": base, "start": start}
+        if base and self._held is not None:
+            slots = self._weights.slots
+            difference = encode(bits(self._held, slots), bits(buffer, slots))
+            if difference is not None:
+                return memoryview(difference), {"base": base}
+        return memoryview(buffer), {}
 
     def close(self) -> None:
         """Nothing: its memory is its own."""

@@ -403,6 +403,7 @@ def test_wherever_the_reference_is_it_says_the_same(tables: list[str], tiny: Pat
 
 def train_adapters(learner, paths: list[str], folder: str) -> dict:
     from learner.adapter import plain_name
+    from learner.source import AdapterSource
 
     before = learner._source.full_state(keep=True)
     kl = reference_kl(learner, paths)
@@ -411,7 +412,24 @@ def train_adapters(learner, paths: list[str], folder: str) -> dict:
     moved = [name for name in after if not torch.equal(before[name], after[name])]
     parameters = dict(learner._model.named_parameters()).items()
     frozen = [name for name, p in parameters if plain_name(name) is not None and p.requires_grad]
-    return {"kl": kl, "moved": moved, "frozen": frozen, "score": learner.score(list(range(1, 30)))}
+    source = AdapterSource(learner._model, sharded=learner._config.zero.stage == 3)
+    apart = {name: tensor.clone() for name, tensor in source}
+    changing = {name: tensor.clone() for name, tensor in source.changing()}
+    added = {
+        name: apart[f"{name}.lora_B"] @ apart[f"{name}.lora_A"] * scale
+        for name, scale in source.scales.items()
+    }
+    wrong = [n for n in after if not torch.equal(after[n], apart[n] + added.get(n, 0.0))]
+    return {
+        "kl": kl,
+        "moved": moved,
+        "frozen": frozen,
+        "score": learner.score(list(range(1, 30))),
+        "wrong": wrong,
+        "announced": [meta.name for meta in source.metadata()] == list(apart),
+        "changing": list(changing) == list(apart)[source.frozen :],
+        "alike": all(torch.equal(apart[name], tensor) for name, tensor in changing.items()),
+    }
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -436,6 +454,8 @@ def test_adapters_are_trained_alone_and_leave_as_whole_weights(
     assert found["kl"][-1] > 1e-4, "with its adapters off, the policy is where it began"
     assert found["frozen"] == []
     assert found["moved"] and all("_proj" in name for name in found["moved"])
+    assert not found["wrong"], "what travels apart is not what it is added up to"
+    assert found["announced"] and found["changing"] and found["alike"], found
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokens = torch.arange(1, 30)
     with torch.no_grad():

@@ -79,6 +79,7 @@ def test_judged_steps_and_greedy_completions_reach_the_table_and_the_learner(
     [step] = metrics(folder)
     assert step["policy/kl_reference"] == pytest.approx(0.0, abs=1e-6)
     assert step["policy/canary_gap"] <= 1e-4, "weights with adapters added in"
+    assert step["weights/sent"] < 0.3, "behind the first push, adapters travel alone"
     assert step["policy/importance_max"] != pytest.approx(1.0, abs=1e-4), "top_p < 1 is in the gap"
 
 

@@ -144,6 +144,69 @@ def publish_differences(sampler, model_path: str, refuses: bool) -> dict:
     return found
 
 
+def publish_adapters(sampler, model_path: str, directory: str) -> dict:
+    """Everything, then adapters alone, by `ray` or, where there is a directory, `shm`. In the third
+    round `ray` has lost sight of what the sampler holds."""
+    import torch
+
+    from learner import adapter
+    from learner.config import LoraConfig
+    from learner.source import AdapterSource
+    from rollout.transfer import PayloadSender, SharedMemorySender
+
+    model = load(model_path)
+    adapter.attach(model, LoraConfig(rank=4, alpha=12))
+    source, client = AdapterSource(model, sharded=False), LocalClient(sampler)
+    sender = (
+        SharedMemorySender(source, client, rank=0, directory=Path(directory))
+        if directory
+        else PayloadSender(source, client, rank=0)
+    )
+    tokens = np.random.default_rng(1).integers(0, 460, 60).tolist()
+    found: dict = {"sent": [], "gaps": [], "moved": [], "acknowledged": []}
+    for version in (1, 2, 3, 4):
+        before = sampler.score(tokens).result(60)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.05 * torch.randn_like(parameter)
+        if version == 3 and not directory:
+            sender._base = ""
+        found["acknowledged"].append(serve(sampler, sender, version))
+        after = sampler.score(tokens).result(60)
+        found["sent"].append(sender.sent)
+        found["moved"].append(float(np.abs(after - before).max()))
+        found["gaps"].append(float(np.abs(after - logprobs_of(model, tokens)).max()))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("backend", "own_core"),
+    [
+        ("ray", False),
+        ("shm", False),
+        pytest.param("ray", True, marks=pytest.mark.slow),
+        pytest.param("shm", True, marks=pytest.mark.slow),
+    ],
+)
+def test_adapters_travel_alone_behind_the_first_push(
+    backend: str, own_core: bool, tiny: Path, tmp_path: Path
+):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    directory = str(weights) if backend == "shm" else ""
+    model = tiny / "model"
+    options = {"own_core": own_core, "backend": backend}
+    found = with_sampler(publish_adapters, tmp_path, model, str(model), directory, **options)
+    first, *others = found["sent"]
+    assert first == 1.0
+    if backend == "ray":
+        assert others.pop(1) == 1.0, "what a sampler holds is not known: it gets everything"
+    assert all(0 < sent < 0.2 for sent in others), found
+    assert min(found["moved"]) > 0.01, "the update changed nothing: this proves nothing"
+    assert max(found["gaps"]) <= MAX_GAP and all(found["acknowledged"]), found
+
+
 @pytest.mark.parametrize(
     "own_core",
     [False, pytest.param(True, marks=pytest.mark.slow)],
