@@ -656,13 +656,17 @@ def test_a_candidate_dies_with_a_killed_controller(tmp_path: Path):
         [sys.executable, "-m", "rewards.programs", str(tmp_path), "--tier", "landlock",
          "--seconds", "60", "--total-seconds", "60"], cwd=ROOT,
     )  # fmt: skip
+    try:
+        deadline, seen, before = time.monotonic() + 40, survivors(), []
+        while not (len(seen) == 2 and seen == before) and time.monotonic() < deadline:
+            time.sleep(0.3)  # the pair that tries the tier out is gone by then
+            seen, before = survivors(), seen
+        assert len(seen) == 2, "the runner and its candidate"
+    finally:
+        process.kill()
+        process.wait()
     deadline = time.monotonic() + 10
-    while len(survivors()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(survivors()) == 2, "the runner and its candidate"
-    process.kill()
-    process.wait()
-    while survivors() and time.monotonic() < deadline + 5:
+    while survivors() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not survivors()
     sweep()

@@ -223,6 +223,7 @@ def hopeless(completion, answer):
 """
 
 
+@pytest.mark.slow  # tests/test_sampler.py aborts in an engine, test_window.py in many schedules
 def test_dynamic_sampling_with_updates_that_abort(tiny: Path, tmp_path: Path):
     (tmp_path / "luck.py").write_text(LUCK)
     settings = {
@@ -353,6 +354,7 @@ def test_a_checkpoint_is_evaluated_and_exported(
     assert "is not empty" in cohort("export", str(checkpoint), str(target), expect=2)
 
 
+@pytest.mark.slow  # test_a_checkpoint_is_evaluated_and_exported exports, too
 def test_an_exported_model_gives_equal_logprobs_in_transformers_and_vllm(
     finished: tuple[Path, list[str], str], tmp_path: Path
 ):

@@ -184,9 +184,8 @@ def publish_adapters(sampler, model_path: str, directory: str) -> dict:
     ("backend", "own_core"),
     [
         ("ray", False),
-        ("shm", False),
+        pytest.param("shm", False, marks=pytest.mark.slow),
         pytest.param("ray", True, marks=pytest.mark.slow),
-        pytest.param("shm", True, marks=pytest.mark.slow),
     ],
 )
 def test_adapters_travel_alone_behind_the_first_push(
@@ -333,8 +332,8 @@ def wrong_weights(sampler, model_path: str, directory: str) -> dict[str, str]:
         ZeroSource(model, sharded=False), Damaging(sampler), rank=0, directory=Path(directory)
     )
     attempt("damaged", damaging.stage)
-    attempt("elsewhere", lambda: sampler.update("init", {"path": "/nowhere/x", "size": 64,
-            "slots": [vars(s) for s in damaging._slots]}).result(60))  # fmt: skip
+    elsewhere = {**damaging._weights.announcement, "path": "/nowhere/x"}
+    attempt("elsewhere", lambda: sampler.update("init", elsewhere).result(60))
     return errors
 
 
