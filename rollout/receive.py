@@ -82,6 +82,7 @@ class Mapped(WeightTransferEngine[Any, Any]):
         self._slots = [Slot(**slot) for slot in info.slots]
         self._frozen, self._scales = info.frozen, info.scales
         self._weights = self._slots[: self._frozen] if self._scales else self._slots
+        self._frozen_digest = ""  # another learner's, in another buffer
         hold_against(self.model_config.hf_config, self._weights)
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -121,7 +122,7 @@ class Mapped(WeightTransferEngine[Any, Any]):
         ends = [slot.offset for slot in self._slots[1:]] + [len(self._buffer)]
         named = self._named()
         for number, (slot, end) in enumerate(zip(self._slots, ends, strict=True)):
-            if number == self._frozen and not frozen and number:
+            if number and number == self._frozen and not frozen:
                 frozen = found.hexdigest()
                 found = blake3(frozen.encode())
             if number >= self._frozen or not frozen:
